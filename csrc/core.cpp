@@ -1,0 +1,113 @@
+// The module minigrad._core: the buffer pool, the threads, and what this processor can execute.
+#include "caster.h"
+#include "pool.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace py = pybind11;
+
+namespace mg {
+
+static CoreApi api{parallel_run, num_threads, pool_allocate, pool_release, -1};
+const CoreApi* core = &api;
+
+namespace {
+
+// A new uninitialised array over a block of the pool, which gets the block back with the array.
+py::object empty(const py::handle& shape, const py::handle& dtype) {
+    npy_intp dims[NPY_MAXDIMS];
+    if (!PyTuple_Check(shape.ptr())) throw py::type_error("empty: shape must be a tuple");
+    auto ndim = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
+    if (ndim > kMaxDims)
+        throw py::value_error("arrays of more than 16 dimensions are not supported");
+    if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("empty: dtype must be a numpy.dtype");
+    auto* descr = reinterpret_cast<PyArray_Descr*>(dtype.ptr());
+    auto bytes = static_cast<size_t>(PyDataType_ELSIZE(descr));
+    for (int i = 0; i < ndim; i++) {
+        dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), i));
+        if (dims[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+        if (dims[i] < 0) throw py::value_error("empty: negative dimension in the shape");
+        if (__builtin_mul_overflow(bytes, static_cast<size_t>(dims[i]), &bytes))
+            throw std::bad_alloc();
+    }
+    void* block = pool_allocate(std::max<size_t>(bytes, 1));
+    PyObject* owner = PyCapsule_New(block, nullptr, [](PyObject* capsule) {
+        pool_release(PyCapsule_GetPointer(capsule, nullptr));
+    });
+    if (owner == nullptr) {
+        pool_release(block);
+        throw py::error_already_set();
+    }
+    Py_INCREF(descr);
+    PyObject* array = PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, block,
+                                           NPY_ARRAY_CARRAY, nullptr);
+    if (array == nullptr) {
+        Py_DECREF(owner);
+        throw py::error_already_set();
+    }
+    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), owner) < 0) {
+        Py_DECREF(array);
+        throw py::error_already_set();
+    }
+    return py::reinterpret_steal<py::object>(array);
+}
+
+// The instruction-set levels this machine can run, best last: CPUID feature bits, and XCR0 for what
+// the operating system saves. Never by the processor's name, which virtual machines hide.
+py::list supported_levels() {
+    py::list levels;
+    levels.append("generic");
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return levels;
+    bool fma = c & bit_FMA, f16c = c & bit_F16C, osxsave = c & bit_OSXSAVE;
+    if (!osxsave || !fma || !f16c) return levels;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return levels;
+    if ((low & 0x06) != 0x06 || !(b & bit_AVX2)) return levels;
+    levels.append("avx2");
+    unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    if ((low & 0xe6) == 0xe6 && (b & needed) == needed) levels.append("avx512");
+#endif
+    return levels;
+}
+
+py::dict pool_dictionary() {
+    PoolStatistics s = pool_statistics();
+    py::dict out;
+    out["live_bytes"] = s.live_bytes;
+    out["cached_bytes"] = s.cached_bytes;
+    out["peak_bytes"] = s.peak_bytes;
+    out["system_allocations"] = s.system_allocations;
+    return out;
+}
+
+void* import_numpy() {
+    import_array();
+    return nullptr;
+}
+
+}  // namespace
+}  // namespace mg
+
+PYBIND11_MODULE(_core, m) {
+    using namespace mg;
+    import_numpy();
+    if (PyErr_Occurred()) throw py::error_already_set();
+    install_fork_handler();
+    m.add_object("api", py::reinterpret_steal<py::object>(PyCapsule_New(&api, kCoreApiName, nullptr)));
+    m.def("register_bfloat16", [](const py::handle& dtype) {
+        if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("expected a numpy.dtype");
+        api.bf16_typenum = reinterpret_cast<PyArray_Descr*>(dtype.ptr())->type_num;
+    });
+    m.def("empty", &empty);
+    m.def("supported_levels", &supported_levels);
+    m.def("num_threads", &num_threads);
+    m.def("set_num_threads", &set_num_threads);
+    m.def("pool_statistics", &pool_dictionary);
+    m.def("pool_reset_peak", &pool_reset_peak);
+    m.def("pool_trim", &pool_trim);
+}

@@ -1,0 +1,30 @@
+// The buffer pool and the threads: what there must be one of in a process.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mg {
+
+// ---- buffer pool (pool.cpp) ----
+
+constexpr size_t kAlignment = 64;
+
+void* pool_allocate(size_t bytes);  // throws std::bad_alloc when the system has no more
+void pool_release(void* block);
+void pool_trim();  // gives every cached block back to the system
+
+struct PoolStatistics {
+    int64_t live_bytes, cached_bytes, peak_bytes, system_allocations;
+};
+PoolStatistics pool_statistics();
+void pool_reset_peak();
+
+// ---- threads (threads.cpp) ----
+
+void parallel_run(int64_t n_tasks, void (*body)(void*, int64_t), void* context);
+int num_threads();
+void set_num_threads(int n);
+void install_fork_handler();
+
+}  // namespace mg

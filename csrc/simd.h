@@ -1,0 +1,301 @@
+// Vectors of one width per instruction-set level, by the compiler's vector types: arithmetic and
+// comparisons are the plain operators, and only what those lack (fused multiply-add, conversion to
+// half types) uses intrinsics. A lane's result never depends on its neighbours, so tails that go
+// through partial loads and stores have the same bits as the main loop.
+//
+// Contraction is off for the whole build (-ffp-contract=off): a fused multiply-add happens where
+// fma() is written and nowhere else.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "array.h"
+
+#if defined(MG_AVX512) || defined(MG_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace mg {
+
+#if defined(MG_AVX512)
+constexpr int kVectorBytes = 64;
+#elif defined(MG_AVX2)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+typedef float vf __attribute__((vector_size(kVectorBytes)));      // float32 lanes
+typedef int32_t vi __attribute__((vector_size(kVectorBytes)));    // int32 lanes; comparisons: 0 or -1
+typedef uint32_t vu __attribute__((vector_size(kVectorBytes)));
+constexpr int VL = kVectorBytes / 4;  // lanes
+
+#define MG_INLINE inline __attribute__((always_inline))
+
+// The same unaligned, for loads and stores.
+typedef float vf_mem __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+
+MG_INLINE vf broadcast(float value) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_set1_ps(value);
+#elif defined(MG_AVX2)
+    return (vf)_mm256_set1_ps(value);
+#else
+    return vf{value, value, value, value};
+#endif
+}
+
+// A constant in the type an expression computes in: vectors, or scalars of double and int64.
+template <class V>
+MG_INLINE V splat(double value) {
+    return static_cast<V>(value);
+}
+template <>
+MG_INLINE vf splat<vf>(double value) {
+    return broadcast(static_cast<float>(value));
+}
+
+MG_INLINE vf fma(vf a, vf b, vf c) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(MG_AVX2)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+MG_INLINE double fma(double a, double b, double c) { return a * b + c; }
+
+MG_INLINE vf select(vi condition, vf a, vf b) { return condition ? a : b; }
+MG_INLINE float select(bool condition, float a, float b) { return condition ? a : b; }
+MG_INLINE double select(bool condition, double a, double b) { return condition ? a : b; }
+MG_INLINE int64_t select(bool condition, int64_t a, int64_t b) { return condition ? a : b; }
+
+// NaN in either operand gives NaN (NumPy's maximum and minimum).
+template <class V>
+MG_INLINE V maximum(V a, V b) {
+    return select((a > b) | (a != a), a, b);
+}
+template <class V>
+MG_INLINE V minimum(V a, V b) {
+    return select((a < b) | (a != a), a, b);
+}
+
+MG_INLINE vf sqrt(vf x) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_sqrt_ps((__m512)x);
+#elif defined(MG_AVX2)
+    return (vf)_mm256_sqrt_ps((__m256)x);
+#else
+    vf r;
+    for (int i = 0; i < VL; i++) r[i] = std::sqrt(x[i]);
+    return r;
+#endif
+}
+MG_INLINE double sqrt(double x) { return std::sqrt(x); }
+
+MG_INLINE vi as_int(vf x) { return (vi)x; }
+MG_INLINE vf as_float(vi x) { return (vf)x; }
+MG_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+MG_INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }  // truncates
+
+MG_INLINE vf abs(vf x) { return as_float(as_int(x) & 0x7fffffff); }
+MG_INLINE double abs(double x) { return std::fabs(x); }
+MG_INLINE int64_t abs(int64_t x) { return x < 0 ? -x : x; }
+
+// ---- half types, one value ----
+
+MG_INLINE float to_float(bf16 x) {
+    uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+}
+
+MG_INLINE bf16 to_bf16(float f) {
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return {static_cast<uint16_t>((bits >> 16) | 0x40)};
+    bits += 0x7fff + ((bits >> 16) & 1);  // round to nearest, ties to even
+    return {static_cast<uint16_t>(bits >> 16)};
+}
+
+MG_INLINE float to_float(f16 x) {
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    return _cvtsh_ss(x.bits);
+#else
+    uint32_t sign = (x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu, bits;
+    if (magnitude >= 0x7c00) {  // infinity or NaN
+        bits = sign | 0x7f800000 | (magnitude << 13);
+    } else {
+        float scaled;  // exponent moved by multiplication, which also handles denormals
+        uint32_t shifted = magnitude << 13;
+        std::memcpy(&scaled, &shifted, 4);
+        if (magnitude < 0x0400) {
+            scaled = static_cast<float>(magnitude) * 5.9604644775390625e-08f;  // 2^-24
+        } else {
+            shifted += (127 - 15) << 23;
+            std::memcpy(&scaled, &shifted, 4);
+        }
+        std::memcpy(&bits, &scaled, 4);
+        bits |= sign;
+    }
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return f;
+#endif
+}
+
+MG_INLINE f16 to_f16(float f) {
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    return {static_cast<uint16_t>(_cvtss_sh(f, 0))};
+#else
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff, half;
+    if (magnitude > 0x7f800000) {
+        half = 0x7e00;
+    } else if (magnitude >= 0x477ff000) {  // 65520 and above round to infinity
+        half = 0x7c00;
+    } else if (magnitude < 0x38800000) {  // below 2^-14: denormal, by integer rounding
+        float a;
+        std::memcpy(&a, &magnitude, 4);
+        half = static_cast<uint32_t>(std::nearbyint(a * 16777216.0f));  // 2^24
+    } else {
+        half = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    }
+    return {static_cast<uint16_t>(sign | half)};
+#endif
+}
+
+// ---- loads and stores; VL values, or the first n of a vector (the rest zero) ----
+
+MG_INLINE vf load(const float* p) { return (vf)(*reinterpret_cast<const vf_mem*>(p)); }
+MG_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_mem*>(p) = (vf_mem)v; }
+
+MG_INLINE vf load(const bf16* p) {
+#if defined(MG_AVX512)
+    __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+#elif defined(MG_AVX2)
+    __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
+#else
+    vf r;
+    for (int i = 0; i < VL; i++) r[i] = to_float(p[i]);
+    return r;
+#endif
+}
+
+MG_INLINE void store(bf16* p, vf v) {
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    vu bits = (vu)v;
+    vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    vu nan = (bits >> 16) | 0x40;
+    vu out = (vi)(v != v) ? nan : rounded;
+#if defined(MG_AVX512)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)out));
+#else
+    __m256i packed = _mm256_packus_epi32((__m256i)out, (__m256i)out);
+    packed = _mm256_permute4x64_epi64(packed, 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+#endif
+#else
+    for (int i = 0; i < VL; i++) p[i] = to_bf16(v[i]);
+#endif
+}
+
+MG_INLINE vf load(const f16* p) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(MG_AVX2)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    vf r;
+    for (int i = 0; i < VL; i++) r[i] = to_float(p[i]);
+    return r;
+#endif
+}
+
+MG_INLINE void store(f16* p, vf v) {
+#if defined(MG_AVX512)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)v, 0));
+#elif defined(MG_AVX2)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, 0));
+#else
+    for (int i = 0; i < VL; i++) p[i] = to_f16(v[i]);
+#endif
+}
+
+#if defined(MG_AVX2)
+// The first n lanes all ones, read from the middle of this table.
+alignas(32) inline constexpr int32_t kLaneMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+MG_INLINE __m256i lane_mask(int64_t n) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLaneMask + 8 - n));
+}
+#endif
+
+template <class T>
+MG_INLINE vf load(const T* p, int64_t n) {
+    T lanes[VL] = {};
+    std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(T));
+    return load(lanes);
+}
+
+MG_INLINE vf load(const float* p, int64_t n) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#elif defined(MG_AVX2)
+    return (vf)_mm256_maskload_ps(p, lane_mask(n));
+#else
+    float lanes[VL] = {};
+    for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
+    return load(lanes);
+#endif
+}
+
+MG_INLINE void store(float* p, vf v, int64_t n) {
+#if defined(MG_AVX512)
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#elif defined(MG_AVX2)
+    _mm256_maskstore_ps(p, lane_mask(n), (__m256)v);
+#else
+    for (int64_t i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
+template <class T>
+MG_INLINE void store(T* p, vf v, int64_t n) {
+    T lanes[VL];
+    store(lanes, v);
+    std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
+}
+
+// Lanes 0 .. n-1 keep v, the others become `fill`.
+MG_INLINE vf keep_first(vf v, int64_t n, float fill) {
+    vi lane;
+    for (int i = 0; i < VL; i++) lane[i] = i;
+    return select(lane < static_cast<int32_t>(n), v, broadcast(fill));
+}
+
+// ---- reductions over the lanes, in a fixed order (halves, then halves of those) ----
+
+MG_INLINE float sum_lanes(vf v) {
+    float lanes[VL];
+    store(lanes, v);
+    for (int width = VL / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+MG_INLINE float max_lanes(vf v) {
+    float lanes[VL];
+    store(lanes, v);
+    for (int i = 1; i < VL; i++)
+        lanes[0] = (lanes[i] > lanes[0] || lanes[i] != lanes[i]) ? lanes[i] : lanes[0];
+    return lanes[0];
+}
+
+}  // namespace mg

@@ -1,0 +1,205 @@
+// One set of threads for every kernel. A parallel region hands out task numbers from one counter; the
+// calling thread takes part. Workers spin briefly between regions (a training step launches a kernel
+// every few tens of microseconds) and then sleep.
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "denormals.h"
+#include "pool.h"
+
+namespace mg {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(300);
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// The container's limit in whole processors (cgroup v2), or a large number.
+int cgroup_limit() {
+    std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (f == nullptr) return 1 << 20;
+    long long quota = 0, period = 0;
+    int n = std::fscanf(f, "%lld %lld", &quota, &period);
+    std::fclose(f);
+    if (n != 2 || quota <= 0 || period <= 0) return 1 << 20;  // "max": no limit
+    return std::max(1, static_cast<int>(quota / period));
+}
+
+int default_threads() {
+    if (const char* text = std::getenv("MINIGRAD_NUM_THREADS")) {
+        int n = std::atoi(text);
+        if (n >= 1) return n;
+        std::fprintf(stderr, "minigrad: MINIGRAD_NUM_THREADS=%s is no positive number; ignored\n",
+                     text);
+    }
+    int n = static_cast<int>(std::thread::hardware_concurrency());
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) == 0) n = CPU_COUNT(&set);
+#endif
+    return std::max(1, std::min(n, cgroup_limit()));
+}
+
+class Threads {
+  public:
+    explicit Threads(int n) {
+        for (int i = 1; i < n; i++) workers_.emplace_back([this] { work(); });
+    }
+
+    ~Threads() {
+        {
+            std::lock_guard<std::mutex> lock(sleep_mutex_);
+            stop_ = true;
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
+
+    int count() const { return static_cast<int>(workers_.size()) + 1; }
+
+    void run(int64_t n_tasks, void (*body)(void*, int64_t), void* context) {
+        body_ = body;
+        context_ = context;
+        n_tasks_ = n_tasks;
+        next_.store(0, std::memory_order_relaxed);
+        // Opens the region: a new number, the open bit, nobody inside. Workers join by adding one.
+        uint64_t region = (state_.load(std::memory_order_relaxed) & ~kLowBits) + kRegion;
+        state_.store(region | kOpen, std::memory_order_seq_cst);
+        if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+            std::lock_guard<std::mutex> lock(sleep_mutex_);
+            wake_.notify_all();
+        }
+        take_tasks();
+        // Closes it: late workers stay out, those inside are waited for.
+        state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+        while (state_.load(std::memory_order_acquire) & kInside) pause();
+    }
+
+  private:
+    static constexpr uint64_t kInside = 0xffff, kOpen = 0x10000, kLowBits = 0x1ffff;
+    static constexpr uint64_t kRegion = 0x20000;
+
+    void take_tasks() {
+        for (;;) {
+            int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+            if (task >= n_tasks_) return;
+            body_(context_, task);
+        }
+    }
+
+    bool join(uint64_t& seen) {
+        uint64_t state = state_.load(std::memory_order_acquire);
+        while ((state & kOpen) && (state & ~kLowBits) != seen) {
+            if (state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) {
+                seen = state & ~kLowBits;
+                return true;
+            }
+        }
+        return false;
+    }
+
+    void work() {
+        FlushDenormals flush;
+        uint64_t seen = 0;
+        auto idle_since = std::chrono::steady_clock::now();
+        for (;;) {
+            if (join(seen)) {
+                take_tasks();
+                state_.fetch_sub(1, std::memory_order_acq_rel);
+                idle_since = std::chrono::steady_clock::now();
+                continue;
+            }
+            for (int i = 0; i < 64; i++) pause();
+            if (std::chrono::steady_clock::now() - idle_since < kSpin) continue;
+            std::unique_lock<std::mutex> lock(sleep_mutex_);
+            sleepers_.fetch_add(1, std::memory_order_seq_cst);
+            wake_.wait(lock, [&] {
+                uint64_t state = state_.load(std::memory_order_seq_cst);
+                return stop_ || ((state & kOpen) && (state & ~kLowBits) != seen);
+            });
+            sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+            if (stop_) return;
+            idle_since = std::chrono::steady_clock::now();
+        }
+    }
+
+    void (*body_)(void*, int64_t) = nullptr;
+    void* context_ = nullptr;
+    int64_t n_tasks_ = 0;
+    alignas(64) std::atomic<int64_t> next_{0};
+    alignas(64) std::atomic<uint64_t> state_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
+    std::mutex sleep_mutex_;
+    std::condition_variable wake_;
+    bool stop_ = false;
+    std::vector<std::thread> workers_;
+};
+
+// Both are leaked in a forked child, where the workers do not exist and the mutex may be held.
+std::mutex* region = new std::mutex;
+Threads* threads = nullptr;
+
+Threads& started() {
+    if (threads == nullptr) threads = new Threads(default_threads());
+    return *threads;
+}
+
+thread_local bool inside_region = false;
+
+}  // namespace
+
+void parallel_run(int64_t n_tasks, void (*body)(void*, int64_t), void* context) {
+    // Nested regions, and a second Python thread while the first is inside one, run where they are.
+    if (!inside_region && region->try_lock()) {
+        std::lock_guard<std::mutex> lock(*region, std::adopt_lock);
+        Threads& team = started();
+        if (team.count() > 1) {
+            inside_region = true;
+            team.run(n_tasks, body, context);
+            inside_region = false;
+            return;
+        }
+    }
+    for (int64_t task = 0; task < n_tasks; task++) body(context, task);
+}
+
+int num_threads() {
+    std::lock_guard<std::mutex> lock(*region);
+    return started().count();
+}
+
+void set_num_threads(int n) {
+    if (n < 1 || n > 4096)
+        throw std::invalid_argument("set_num_threads: expected 1 to 4096, got " +
+                                    std::to_string(n));
+    std::lock_guard<std::mutex> lock(*region);
+    delete threads;
+    threads = new Threads(n);
+}
+
+void install_fork_handler() {
+    pthread_atfork(nullptr, nullptr, [] {
+        region = new std::mutex;
+        threads = nullptr;
+    });
+}
+
+}  // namespace mg

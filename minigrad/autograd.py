@@ -1,0 +1,446 @@
+"""The tape: differentiable functions, the graph they leave behind, and the walk back over it.
+
+A `Function` computes on arrays (`forward`) and, from the gradients of its outputs, the gradients of its
+inputs (`backward`, written in tensors, so that `create_graph=True` differentiates it again). `apply` runs
+it and, where an input needs a gradient, leaves a node: the function, where its inputs came from, and what
+was saved. Nodes point only backwards, so a graph is freed by dropping its outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad import dtypes
+
+if TYPE_CHECKING:
+    from minigrad.tensor import Tensor
+
+_order = itertools.count()
+_accumulate_lock = threading.Lock()
+
+
+class _Mode(threading.local):
+    grad = True
+    anomaly = False
+
+
+_mode = _Mode()
+
+
+def is_grad_enabled() -> bool:
+    return _mode.grad
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Within the block (of this thread), operations leave no graph."""
+    before, _mode.grad = _mode.grad, False
+    try:
+        yield
+    finally:
+        _mode.grad = before
+
+
+@contextlib.contextmanager
+def enable_grad() -> Iterator[None]:
+    """Within the block, operations leave a graph again, also inside `no_grad`."""
+    before, _mode.grad = _mode.grad, True
+    try:
+        yield
+    finally:
+        _mode.grad = before
+
+
+@contextlib.contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Within the block, the first NaN raises FloatingPointError naming the op that made it.
+
+    Checks every output of every operation, forward and backward; slow, for hunting only.
+    """
+    before, _mode.anomaly = _mode.anomaly, True
+    try:
+        yield
+    finally:
+        _mode.anomaly = before
+
+
+class Storage:
+    """What views of one buffer share: its version, and packed copies made for the matrix product."""
+
+    __slots__ = ("packed", "version")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.packed: dict[str, tuple[int, np.ndarray]] = {}
+
+
+# Where a gradient goes: the output `index` of a node, or a leaf tensor.
+Edge = tuple["Node | Tensor", int]
+
+
+class Node:
+    """One application of a function on the tape; passed to it as `ctx`.
+
+    `needs_input_grad[i]` says whether the gradient of input i is wanted. Attributes may be added.
+    """
+
+    def __init__(self, function: type[Function], inputs: Sequence[Tensor | None]) -> None:
+        self.function = function
+        self.inputs = inputs  # only while forward runs
+        self.needs_input_grad: tuple[bool, ...] = ()
+        self.edges: list[Edge | None] | None = None
+        self.hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
+        self.order = 0
+        self.n_outputs = 1
+        self._saved: list[tuple[np.ndarray, Storage, int, Edge | None] | None] = []
+        self._save_inputs: tuple[int, ...] = ()
+        self._save_outputs: tuple[int, ...] = ()
+
+    def save_inputs(self, *positions: int) -> None:
+        """Keeps the inputs at these positions for backward (`ctx.saved`, in this order)."""
+        self._save_inputs = positions
+
+    def save_outputs(self, *positions: int) -> None:
+        """Keeps the outputs at these positions for backward (after the inputs in `ctx.saved`)."""
+        self._save_outputs = positions
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def saved(self) -> list[Any]:
+        """The saved tensors (None for an absent optional input), checked against changes in place."""
+        out: list[Any] = []
+        for entry in self._saved:
+            if entry is None:
+                out.append(None)
+                continue
+            array, storage, version, edge = entry
+            if storage.version != version:
+                raise RuntimeError(
+                    f"{self.name}: a tensor of shape {array.shape} saved for backward was changed "
+                    f"in place (version {version} when saved, {storage.version} now); "
+                    "change it after backward, or work on a copy (x + 0)"
+                )
+            if edge is not None and edge[0].__class__ is not Node:
+                out.append(edge[0])
+                continue
+            tensor = _tensor.Tensor._wrap(array)
+            tensor._storage = storage
+            if edge is not None:
+                tensor.requires_grad = True
+                tensor._node, tensor._index = edge
+            out.append(tensor)
+        return out
+
+    def _record(self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> None:
+        self.edges = edges = [
+            None if not need else ((t._node, t._index) if t._node is not None else (t, 0))
+            for t, need in zip(inputs, self.needs_input_grad, strict=True)
+        ]
+        for i in self._save_inputs:
+            tensor = inputs[i]
+            if tensor is None:
+                self._saved.append(None)
+                continue
+            storage = tensor.storage
+            self._saved.append((tensor._array, storage, storage.version, edges[i]))
+        for i in self._save_outputs:
+            storage = outputs[i].storage
+            self._saved.append((outputs[i]._array, storage, storage.version, (self, i)))
+        self.order = next(_order)
+
+    def release(self) -> None:
+        self.edges = None
+        self._saved = []
+
+
+class Function:
+    """A differentiable operation. Subclasses give `forward` and `backward`, both static.
+
+    `forward(ctx, *arrays, **options)` returns an array or a tuple of arrays; an optional input that
+    is absent arrives as None. `backward(ctx, *grads)` gets one tensor for each output (None for an
+    output that nothing used) and returns one gradient for each input, in its shape and dtype, or
+    None where `ctx.needs_input_grad` is false (a single gradient may be returned bare).
+    """
+
+    view = False  # the output shares the first input's memory
+
+    @staticmethod
+    def forward(ctx: Node, *arrays: Any, **options: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Node, *grads: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
+        """Runs the function on tensors and records it where a gradient may be asked for."""
+        ctx = Node(cls, inputs)
+        needs = False
+        if _mode.grad:
+            flags = tuple([t is not None and t.requires_grad for t in inputs])
+            ctx.needs_input_grad = flags
+            needs = True in flags
+        else:
+            ctx.needs_input_grad = (False,) * len(inputs)
+        result = cls.forward(
+            ctx, *[None if t is None else t._array for t in inputs], **options
+        )
+        ctx.inputs = ()
+        single = result.__class__ is not tuple
+        wrap = _tensor.Tensor._wrap
+        outputs = [wrap(result)] if single else [wrap(a) for a in result]
+        if cls.view:
+            first = inputs[0]
+            assert first is not None
+            for out in outputs:
+                out._storage = first.storage
+        if _mode.anomaly:
+            for out in outputs:
+                _check_finite(cls.__name__, out, "output")
+        if needs:
+            ctx.n_outputs = len(outputs)
+            for i, out in enumerate(outputs):
+                if dtypes.is_floating(out._array.dtype):
+                    out.requires_grad = True
+                    out._node, out._index = ctx, i
+            ctx._record(inputs, outputs)
+        return outputs[0] if single else tuple(outputs)
+
+
+def _check_finite(name: str, tensor: Tensor, what: str) -> None:
+    array = tensor._array
+    if dtypes.is_floating(array.dtype) and np.isnan(array.astype(np.float32)).any():
+        raise FloatingPointError(
+            f"anomaly: the {what} of {name} (shape {array.shape}, {array.dtype.name}) has NaN; "
+            "its inputs had none, so it arose here"
+        )
+
+
+# ---- the walk back ----
+
+
+def backward(
+    outputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor | None],
+    retain_graph: bool = False,
+    create_graph: bool = False,
+) -> None:
+    """Accumulates into `.grad` of every leaf that the outputs were computed from.
+
+    Nothing is written to any `.grad` unless the whole walk succeeds.
+    """
+    leaves = _walk(outputs, grad_outputs, retain_graph, create_graph, None)[0]
+    with _accumulate_lock:
+        for leaf, grad in leaves.values():
+            leaf.grad = grad if leaf.grad is None else _add(leaf.grad, grad, create_graph)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor],
+    inputs: Tensor | Sequence[Tensor],
+    grad_outputs: Tensor | Sequence[Tensor | None] | None = None,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+    allow_unused: bool = False,
+) -> list[Tensor]:
+    """The gradients of `outputs` (weighted by `grad_outputs`) with respect to `inputs`.
+
+    `.grad` fields are not touched, and only the part of the graph between the two is walked. With
+    `create_graph=True` the results can be differentiated again. An input that the outputs do not
+    depend on raises, or gives None with `allow_unused=True`.
+    """
+    outs = [outputs] if not isinstance(outputs, (list, tuple)) else list(outputs)
+    ins = [inputs] if not isinstance(inputs, (list, tuple)) else list(inputs)
+    if grad_outputs is None:
+        seeds: list[Tensor | None] = [None] * len(outs)
+    elif isinstance(grad_outputs, (list, tuple)):
+        seeds = list(grad_outputs)
+    else:
+        seeds = [grad_outputs]  # type: ignore[list-item]
+    if len(seeds) != len(outs):
+        raise ValueError(f"grad: {len(outs)} outputs but {len(seeds)} grad_outputs")
+    for i, tensor in enumerate(ins):
+        if not tensor.requires_grad:
+            raise RuntimeError(f"grad: input {i} (shape {tensor.shape}) does not require a gradient")
+    targets = [(t._node, t._index) if t._node is not None else (t, 0) for t in ins]
+    keep = create_graph if retain_graph is None else retain_graph
+    leaves, captured = _walk(outs, seeds, keep, create_graph, targets)
+    results: list[Any] = []
+    for i, (target, index) in enumerate(targets):
+        if target.__class__ is Node:
+            found = captured.get((id(target), index))
+        else:
+            found = leaves[id(target)][1] if id(target) in leaves else None
+        if found is None and not allow_unused:
+            raise RuntimeError(
+                f"grad: the outputs do not depend on input {i}; pass allow_unused=True for None"
+            )
+        results.append(found)
+    return results
+
+
+def _add(a: Tensor, b: Tensor, create_graph: bool) -> Tensor:
+    if create_graph:
+        return a + b
+    with no_grad():
+        return a + b
+
+
+def _seed(output: Tensor, grad_output: Tensor | None) -> Tensor:
+    if not output.requires_grad:
+        raise RuntimeError(
+            "backward: the output does not require a gradient; no input with requires_grad=True "
+            "led to it (or it was computed under no_grad)"
+        )
+    if grad_output is None:
+        if output.size != 1:
+            raise RuntimeError(
+                f"backward: a gradient is implied for scalars only, and this output has shape "
+                f"{output.shape}; reduce it (.sum(), .mean()) or pass the gradient"
+            )
+        return _tensor.Tensor._wrap(np.ones(output.shape, output.dtype))
+    if grad_output.shape != output.shape or grad_output.dtype != output.dtype:
+        raise ValueError(
+            f"backward: the gradient given has shape {grad_output.shape} and dtype "
+            f"{grad_output.dtype.name}; the output has {output.shape} and {output.dtype.name}"
+        )
+    return grad_output
+
+
+def _walk(
+    outputs: Sequence[Tensor],
+    grad_outputs: Sequence[Tensor | None],
+    retain_graph: bool,
+    create_graph: bool,
+    targets: Sequence[Edge] | None,
+) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[tuple[int, int], Tensor]]:
+    """Visits nodes from the newest to the oldest, so that a node's gradient is complete when met.
+
+    Returns the gradients of leaves by id, and those captured at node outputs among the targets.
+    """
+    leaves: dict[int, tuple[Tensor, Tensor]] = {}
+    captured: dict[tuple[int, int], Tensor] = {}
+    pending: dict[int, list[Tensor | None]] = {}
+    heap: list[tuple[int, Node]] = []
+    wanted = {(id(target), index) for target, index in targets} if targets is not None else set()
+    needed = _needed_nodes(outputs, wanted) if targets is not None else None
+
+    def send(edge: Edge, gradient: Tensor) -> None:
+        target, index = edge
+        if target.__class__ is not Node:
+            before = leaves.get(id(target))
+            leaves[id(target)] = (target, gradient if before is None else before[1] + gradient)
+            return
+        slots = pending.get(id(target))
+        if slots is None:
+            slots = pending[id(target)] = [None] * target.n_outputs
+            heapq.heappush(heap, (-target.order, target))
+        old = slots[index]
+        slots[index] = gradient if old is None else old + gradient
+
+    mode = enable_grad() if create_graph else no_grad()
+    visited: list[Node] = []
+    with mode:
+        for output, given in zip(outputs, grad_outputs, strict=True):
+            seed = _seed(output, given)
+            send((output._node, output._index) if output._node is not None else (output, 0), seed)
+        while heap:
+            node = heapq.heappop(heap)[1]
+            slots = pending.pop(id(node))
+            _run_hooks(node, slots)
+            for index, slot in enumerate(slots):
+                if slot is not None and (id(node), index) in wanted:
+                    captured[(id(node), index)] = slot
+            if needed is not None and id(node) not in needed:
+                continue
+            if node.edges is None:
+                raise RuntimeError(
+                    f"{node.name}: this part of the graph was freed by an earlier backward; "
+                    "pass retain_graph=True to the first one to walk it twice"
+                )
+            visited.append(node)
+            if needed is None:
+                gradients = node.function.backward(node, *slots)
+            else:
+                gradients = _masked_backward(node, slots, needed, wanted)
+            if gradients.__class__ is not tuple:
+                gradients = (gradients,)
+            for edge, gradient in zip(node.edges, gradients, strict=True):
+                if edge is None or gradient is None:
+                    continue
+                if _mode.anomaly:
+                    _check_finite(f"{node.name}.backward", gradient, "gradient")
+                send(edge, gradient)
+            if not retain_graph:
+                node.release()
+        for key, (leaf, gradient) in leaves.items():
+            for hook in leaf._hooks or ():
+                changed = hook(gradient)
+                if changed is not None:
+                    gradient = changed
+            leaves[key] = (leaf, gradient)
+    return leaves, captured
+
+
+def _run_hooks(node: Node, slots: list[Tensor | None]) -> None:
+    if node.hooks is None:
+        return
+    for index, hooks in node.hooks.items():
+        for hook in hooks:
+            slot = slots[index]
+            if slot is not None:
+                changed = hook(slot)
+                slots[index] = slot if changed is None else changed
+
+
+def _masked_backward(
+    node: Node, slots: list[Tensor | None], needed: set[int], wanted: set[tuple[int, int]]
+) -> Any:
+    """Backward with only those input gradients asked for that lead to a target."""
+    full = node.needs_input_grad
+    assert node.edges is not None
+    node.needs_input_grad = tuple(
+        edge is not None and (id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted)
+        for edge in node.edges
+    )
+    try:
+        return node.function.backward(node, *slots)
+    finally:
+        node.needs_input_grad = full
+
+
+def _needed_nodes(outputs: Sequence[Tensor], wanted: set[tuple[int, int]]) -> set[int]:
+    """The ids of the nodes through which a target is reached."""
+    nodes: dict[int, Node] = {}
+    stack = [o._node for o in outputs if o._node is not None]
+    while stack:
+        node = stack.pop()
+        if id(node) in nodes:
+            continue
+        nodes[id(node)] = node
+        for edge in node.edges or ():
+            if edge is not None and edge[0].__class__ is Node:
+                stack.append(edge[0])  # type: ignore[arg-type]
+    needed: set[int] = set()
+    for node in sorted(nodes.values(), key=lambda n: n.order):
+        for edge in node.edges or ():
+            if edge is not None and (
+                id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted
+            ):
+                needed.add(id(node))
+                break
+    return needed
+
+
+from minigrad import tensor as _tensor  # noqa: E402  (tensor.py needs Function, and apply a Tensor)

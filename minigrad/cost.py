@@ -1,0 +1,28 @@
+"""What a kernel must at least move and do: read by profiles, benchmarks and reports alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The bytes a kernel must read and write once, and the floating-point operations it must do."""
+
+    bytes: int
+    operations: int
+
+
+def nbytes(*arrays: Any) -> int:
+    """Bytes behind the arrays, broadcast axes (stride 0) counted once; None counts nothing."""
+    total = 0
+    for a in arrays:
+        if isinstance(a, np.ndarray):
+            n = a.itemsize
+            for length, stride in zip(a.shape, a.strides, strict=True):
+                n *= length if stride else 1
+            total += n
+    return total

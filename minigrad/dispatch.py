@@ -1,0 +1,198 @@
+"""From the name of a kernel to the function that runs: the one hop that is by name.
+
+`launch("softmax_fwd", x, out)` calls the symbol `softmax_fwd` of the active set of kernels:
+
+* `native`: the C++ module of the best instruction-set level this machine runs (`csrc/softmax.cpp`);
+* `ref`: the plain NumPy definition in the op file (`REFERENCE` in `minigrad/ops/softmax.py`);
+* `tl`, `cu`: the Triton and CUDA launchers of that name in `kernels/tl` and `kernels/cu`.
+
+A name is resolved once per set and cached. There is no fallback from one set to another: a kernel that is
+not there is an error that says what is. Every launch passes through `launch`, which is where a profile
+counts and times it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from minigrad import dtypes
+
+Kernel = Callable[..., None]
+
+try:
+    from minigrad import _core
+except ImportError:
+    _core = None  # type: ignore[assignment]
+
+SETS = ("native", "ref", "tl", "cu")
+
+
+class KernelNotFound(NotImplementedError):
+    """No kernel of this name in the active set; the message says where one exists."""
+
+
+# ---- instruction-set levels ----
+
+if _core is not None:
+    _core.register_bfloat16(dtypes.bfloat16)
+    empty = _core.empty
+else:
+    warnings.warn(
+        "minigrad: the native kernels are not built, so the plain NumPy references run instead; "
+        "install a C++ compiler and run `pip install .` in the source folder to have them",
+        stacklevel=2,
+    )
+
+    def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+
+def levels() -> list[str]:
+    """The instruction-set levels that are built and that this machine can run, best last."""
+    if _core is None:
+        return []
+    return [level for level in _core.supported_levels() if _find(level)]
+
+
+def _find(level: str) -> bool:
+    return importlib.util.find_spec(f"minigrad._kernels_{level}") is not None
+
+
+def _default_level() -> str | None:
+    available = levels()
+    forced = os.environ.get("MINIGRAD_ISA")
+    if forced is None:
+        return available[-1] if available else None
+    if forced not in available:
+        raise ValueError(
+            f"MINIGRAD_ISA={forced} cannot run here; this machine and build have "
+            f"{', '.join(available) or 'none'}"
+        )
+    return forced
+
+
+# ---- the active set ----
+
+_level = _default_level()
+_set = "native" if _level else "ref"
+_tables: dict[tuple[str, str | None], dict[str, Kernel]] = {}
+_table: dict[str, Kernel] = _tables.setdefault((_set, _level), {})
+_observer: Callable[[str, Kernel, tuple[Any, ...]], None] | None = None
+
+
+def launch(name: str, *args: Any) -> None:
+    """Runs the kernel `name` of the active set on arrays, numbers and None; outputs are arguments."""
+    kernel = _table.get(name)
+    if kernel is None:
+        kernel = _table[name] = _resolve(name)
+    if _observer is None:
+        kernel(*args)
+    else:
+        _observer(name, kernel, args)
+
+
+def launch_numpy(name: str, function: Kernel, *args: Any) -> None:
+    """Runs what an op by design leaves to NumPy, so that a profile shows it as `numpy:name`."""
+    if _observer is None:
+        function(*args)
+    else:
+        _observer(f"numpy:{name}", function, args)
+
+
+def active() -> tuple[str, str | None]:
+    """The active set of kernels and, for `native`, its instruction-set level."""
+    return _set, (_level if _set == "native" else None)
+
+
+@contextlib.contextmanager
+def use_kernels(name: str) -> Iterator[None]:
+    """Within the block, launches go to the set `name`: native, ref, tl or cu."""
+    if name not in SETS:
+        raise ValueError(f"use_kernels: unknown set {name!r}; expected one of {', '.join(SETS)}")
+    if name == "native" and _level is None:
+        raise RuntimeError("use_kernels: the native kernels are not built")
+    with _activated(name, _level):
+        yield
+
+
+@contextlib.contextmanager
+def use_level(level: str) -> Iterator[None]:
+    """Within the block, native kernels are those of this instruction-set level (see `levels()`)."""
+    if level not in levels():
+        raise ValueError(f"use_level: {level!r} cannot run here; available: {', '.join(levels())}")
+    with _activated("native", level):
+        yield
+
+
+@contextlib.contextmanager
+def _activated(kernels: str, level: str | None) -> Iterator[None]:
+    global _set, _level, _table
+    before = _set, _level, _table
+    _set, _level, _table = kernels, level, _tables.setdefault((kernels, level), {})
+    try:
+        yield
+    finally:
+        _set, _level, _table = before
+
+
+@contextlib.contextmanager
+def observe(observer: Callable[[str, Kernel, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Within the block, `observer(name, kernel, args)` runs every launch in place of `launch`."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
+def _resolve(name: str) -> Kernel:
+    if _set == "native":
+        found = getattr(importlib.import_module(f"minigrad._kernels_{_level}"), name, None)
+    elif _set == "ref":
+        found = lookup("REFERENCE", name)
+    else:
+        stem = name.removesuffix("_fwd").removesuffix("_bwd")
+        found = getattr(_gpu_module(stem), name, None)
+    if found is None:
+        raise KernelNotFound(f"{name}: the set {_set!r} has no such kernel; {_where(name)}")
+    return found
+
+
+def _gpu_module(stem: str) -> ModuleType | None:
+    full = f"minigrad.kernels.{_set}.{stem}"
+    importlib.import_module("minigrad.kernels")
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name == full:
+            return None
+        raise
+
+
+def lookup(table: str, name: str) -> Any:
+    """The entry `name` of the dictionaries called `table` that op files carry, or None."""
+    from minigrad import ops
+
+    for module in ops.MODULES:
+        entries = getattr(module, table, None)
+        if entries and name in entries:
+            return entries[name]
+    return None
+
+
+def _where(name: str) -> str:
+    have = [s for s in ("ref",) if lookup("REFERENCE", name)]
+    if _level and hasattr(importlib.import_module(f"minigrad._kernels_{_level}"), name):
+        have.insert(0, "native")
+    if not have:
+        return "no set has it"
+    return f"it exists in {' and '.join(have)} (mg.use_kernels)"

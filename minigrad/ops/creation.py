@@ -1,0 +1,267 @@
+"""New tensors, from data, constants and generators of random numbers; and casts between dtypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.random import Generator, default_generator
+from minigrad.tensor import Tensor
+
+__all__ = [
+    "arange",
+    "as_tensor",
+    "cast",
+    "contiguous",
+    "copy_into",
+    "empty_like",
+    "eye",
+    "full",
+    "full_like",
+    "linspace",
+    "ones",
+    "ones_like",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "to",
+    "zeros",
+    "zeros_like",
+]
+
+Shape = int | Sequence[int]
+
+
+# ---- reference ----
+
+
+def _copy_ref(x: np.ndarray, out: np.ndarray) -> None:
+    out[...] = x.astype(out.dtype)
+
+
+def _fill_ref(out: np.ndarray, value: float) -> None:
+    out[...] = value
+
+
+REFERENCE = {"copy": _copy_ref, "fill": _fill_ref}
+COST = {
+    "copy": lambda x, out: Cost(nbytes(x, out), 0),
+    "fill": lambda out, value: Cost(nbytes(out), 0),
+}
+
+
+def copy_into(out: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Writes x (broadcast, cast) into out."""
+    launch("copy", x, out)
+    return out
+
+
+def copied(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
+    """x as a new contiguous array of the pool."""
+    return copy_into(empty(x.shape, dtype or x.dtype), x)
+
+
+# ---- differentiable ----
+
+
+class Cast(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        ctx.dtype = x.dtype
+        return copied(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return cast(g, ctx.dtype)
+
+
+class Contiguous(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray) -> np.ndarray:
+        return copied(x)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return g
+
+
+# ---- public ----
+
+
+def check_shape(op: str, shape: Shape) -> tuple[int, ...]:
+    dims = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    out = tuple(int(d) for d in dims)
+    if any(d < 0 for d in out):
+        raise ValueError(f"{op}: negative dimension in shape {out}")
+    if math.prod(out) >= 2**60:
+        raise MemoryError(f"{op}: shape {out} has {math.prod(out)} elements, more than can exist")
+    return out
+
+
+def tensor(
+    data: Any,
+    dtype: Any = None,
+    device: str | None = None,
+    requires_grad: bool = False,
+) -> Tensor:
+    """A new leaf holding a copy of `data` (an array, nested lists, a number or another tensor).
+
+    Python floats become float32 and Python integers int64; arrays keep their dtype unless `dtype`
+    is given. Raises TypeError for dtypes that are not minigrad's.
+    """
+    check_device(device)
+    if isinstance(data, Tensor):
+        array = data._array
+    elif isinstance(data, np.ndarray) or hasattr(data, "__array__"):
+        array = np.asarray(data)
+    elif hasattr(data, "__dlpack__"):
+        array = np.from_dlpack(data)
+    else:
+        array = np.asarray(data)
+        if array.dtype == np.float64 and dtype is None:
+            array = array.astype(np.float32)
+    if array.dtype == object:
+        raise TypeError(f"tensor: {type(data).__name__} is not a regular array of numbers")
+    if dtype is None and array.dtype not in dtypes.ALL:
+        raise TypeError(
+            f"tensor: dtype {array.dtype} is not supported; pass dtype=, one of "
+            f"{', '.join(d.name for d in dtypes.ALL)}"
+        )
+    wanted = array.dtype if dtype is None else dtypes.as_dtype(dtype)
+    if array.dtype not in dtypes.ALL or not array.dtype.isnative or not array.flags.aligned:
+        array = array.astype(wanted)
+    out = Tensor._wrap(copied(array, wanted))
+    return out.requires_grad_() if requires_grad else out
+
+
+def as_tensor(data: Any) -> Tensor:
+    """`data` itself if it is a tensor, else a tensor of it."""
+    return data if data.__class__ is Tensor else tensor(data)
+
+
+def check_device(device: str | None) -> None:
+    if device in (None, "cpu"):
+        return
+    raise ValueError(
+        f"device {device!r}: this version computes on 'cpu'; GPU kernels are compiled and checked "
+        "without a device (docs/gpu.md)"
+    )
+
+
+def full(shape: Shape, value: float, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of `shape` filled with `value`; float32 unless `dtype` says otherwise."""
+    out = empty(check_shape("full", shape), dtypes.as_dtype(dtype or dtypes.float32))
+    launch("fill", out, float(value))
+    tensor = Tensor._wrap(out)
+    return tensor.requires_grad_() if requires_grad else tensor
+
+
+def zeros(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    return full(shape, 0, dtype, requires_grad)
+
+
+def ones(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    return full(shape, 1, dtype, requires_grad)
+
+
+def full_like(x: Tensor, value: float, dtype: Any = None) -> Tensor:
+    return full(x.shape, value, dtype or x.dtype)
+
+
+def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+    return full(x.shape, 0, dtype or x.dtype)
+
+
+def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+    return full(x.shape, 1, dtype or x.dtype)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Uninitialised memory of x's shape and dtype."""
+    return Tensor._wrap(empty(x.shape, x.dtype))
+
+
+def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
+    """start, start + step, … below stop; int64 for integers, float32 otherwise."""
+    lo, hi = (0, start) if stop is None else (start, stop)
+    values = np.arange(lo, hi, step)
+    if dtype is None:
+        dtype = dtypes.int64 if values.dtype.kind == "i" else dtypes.float32
+    return tensor(values, dtype)
+
+
+def linspace(start: float, stop: float, num: int, dtype: Any = None) -> Tensor:
+    """`num` evenly spaced values from start to stop, both included."""
+    return tensor(np.linspace(start, stop, num), dtype or dtypes.float32)
+
+
+def eye(n: int, m: int | None = None, dtype: Any = None) -> Tensor:
+    """Ones on the diagonal of an (n, m) matrix of zeros."""
+    return tensor(np.eye(n, m), dtype or dtypes.float32)
+
+
+def cast(x: Tensor, dtype: Any) -> Tensor:
+    """x converted to `dtype`; x itself where it already has it."""
+    wanted = dtypes.as_dtype(dtype)
+    return x if x.dtype == wanted else Cast.apply(x, dtype=wanted)
+
+
+def to(x: Tensor, target: Any) -> Tensor:
+    """x on the device or in the dtype that `target` names."""
+    if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "emulated"):
+        check_device(target)
+        return x
+    return cast(x, target)
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """x in C order: itself where it already is, else a copy."""
+    return x if x._array.flags.c_contiguous else Contiguous.apply(x)
+
+
+# ---- random ----
+
+
+def rand(shape: Shape, dtype: Any = None, generator: Generator | None = None) -> Tensor:
+    """Uniform on [0, 1)."""
+    return _random("random_uniform", shape, dtype, generator)
+
+
+def randn(shape: Shape, dtype: Any = None, generator: Generator | None = None) -> Tensor:
+    """Standard normal."""
+    return _random("random_normal", shape, dtype, generator)
+
+
+def _random(kernel: str, shape: Shape, dtype: Any, generator: Generator | None) -> Tensor:
+    wanted = dtypes.as_dtype(dtype or dtypes.float32)
+    drawn = dtypes.float64 if wanted == dtypes.float64 else dtypes.float32
+    out = empty(check_shape(kernel, shape), drawn)
+    launch(kernel, out, (generator or default_generator()).next_cell())
+    return cast(Tensor._wrap(out), wanted)
+
+
+def randint(low: int, high: int, shape: Shape, generator: Generator | None = None) -> Tensor:
+    """Uniform integers (int64) in [low, high); high - low at most 2^32."""
+    if not 0 < high - low <= 2**32:
+        raise ValueError(f"randint: expected 0 < high - low <= 2^32, got low={low}, high={high}")
+    bits = empty(check_shape("randint", shape), dtypes.int64)
+    launch("random_bits", bits, (generator or default_generator()).next_cell())
+    # Multiply-and-shift keeps the bias below (high - low) / 2^32.
+    scaled = (bits.astype(np.uint64) * np.uint64(high - low)) >> np.uint64(32)
+    return tensor(scaled.astype(np.int64) + low)
+
+
+def randperm(n: int, generator: Generator | None = None) -> Tensor:
+    """A random permutation of 0 … n-1 (int64)."""
+    bits = empty((n,), dtypes.int64)
+    launch("random_bits", bits, (generator or default_generator()).next_cell())
+    return tensor(np.argsort(bits, kind="stable").astype(np.int64))

@@ -1,0 +1,161 @@
+"""Cross-entropy of logits and integer targets, with label smoothing and ignored targets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node, is_grad_enabled
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import as_tensor, contiguous
+from minigrad.ops.elementwise import mul, sub
+from minigrad.ops.embedding import check_range
+from minigrad.ops.movement import expand_dims, reshape
+from minigrad.ops.reduce import sum as sum_
+from minigrad.ops.softmax import softmax
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = ["cross_entropy"]
+
+
+def _smooth(n_classes: int, targets: np.ndarray, ignore_index: int, smoothing: float) -> np.ndarray:
+    """Target distributions (n_rows, n_classes); zeros for ignored rows."""
+    out = np.full((targets.size, n_classes), smoothing / max(n_classes, 1))
+    used = targets != ignore_index
+    out[np.flatnonzero(used), targets[used]] += 1 - smoothing
+    out[~used] = 0
+    return out
+
+
+def _cross_entropy_fwd_ref(
+    logits: np.ndarray,
+    targets: np.ndarray,
+    loss: np.ndarray,
+    lse: np.ndarray,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    wide = logits.astype(np.float64)
+    if wide.size == 0:
+        return
+    with np.errstate(all="ignore"):
+        top = wide.max(-1)
+        total = np.log(np.exp(wide - top[:, None]).sum(-1)) + top
+        wanted = _smooth(wide.shape[1], targets, ignore_index, label_smoothing)
+        loss[...] = np.where(wanted > 0, wanted * (total[:, None] - wide), 0).sum(-1)
+    lse[...] = total
+
+
+def _cross_entropy_bwd_ref(
+    g: np.ndarray,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    lse: np.ndarray,
+    dlogits: np.ndarray,
+    ignore_index: int,
+    label_smoothing: float,
+) -> None:
+    wide = logits.astype(np.float64)
+    used = (targets != ignore_index)[:, None]
+    p = np.exp(wide - lse.astype(np.float64)[:, None])
+    wanted = _smooth(wide.shape[1], targets, ignore_index, label_smoothing)
+    dlogits[...] = (np.where(used, p - wanted, 0) * g[:, None]).astype(dlogits.dtype)
+
+
+REFERENCE = {
+    "cross_entropy_fwd": _cross_entropy_fwd_ref,
+    "cross_entropy_bwd": _cross_entropy_bwd_ref,
+}
+COST = {
+    "cross_entropy_fwd": lambda logits, targets, loss, lse, ignore, smooth: Cost(
+        nbytes(logits, targets, loss, lse), 4 * logits.size
+    ),
+    "cross_entropy_bwd": lambda g, logits, targets, lse, dlogits, ignore, smooth: Cost(
+        nbytes(g, logits, targets, lse, dlogits), 3 * logits.size
+    ),
+}
+
+
+class CrossEntropy(Function):
+    """logits (n_rows, n_classes), targets (n_rows,) → losses (n_rows,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Node,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        ignore_index: int,
+        label_smoothing: float,
+    ) -> np.ndarray:
+        ctx.options = ignore_index, label_smoothing
+        ctx.save_inputs(0, 1)
+        wide = dtypes.float64 if logits.dtype == dtypes.float64 else dtypes.float32
+        loss = empty(logits.shape[:1], wide)
+        ctx.lse = empty(logits.shape[:1], wide)
+        launch("cross_entropy_fwd", logits, targets, loss, ctx.lse, ignore_index, label_smoothing)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets = ctx.saved
+        if is_grad_enabled():
+            wanted = _smooth(logits.shape[1], targets._array, *ctx.options)
+            used = (targets._array != ctx.options[0])[:, None].astype(logits.dtype)
+            slope = sub(mul(softmax(logits), as_tensor(used)), as_tensor(wanted.astype(logits.dtype)))
+            return mul(expand_dims(g, -1), slope), None
+        dlogits = empty(logits.shape, logits.dtype)
+        launch(
+            "cross_entropy_bwd", g._array, logits._array, targets._array, ctx.lse, dlogits,
+            *ctx.options,
+        )  # fmt: skip
+        return Tensor._wrap(dlogits), None
+
+
+def cross_entropy(
+    logits: TensorLike,
+    targets: TensorLike,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """-log softmax(logits)[target], in nats: logits (…, V), integer targets (…).
+
+    `label_smoothing` s mixes the target with the uniform distribution (weight s). Targets equal to
+    `ignore_index` count nothing, and "mean" divides by the number of the others (NaN when there is
+    none). `reduction` is "mean", "sum" or "none". The loss is float32 (float64 for float64).
+
+    Raises IndexError, before anything runs, for a target outside [0, V).
+    """
+    logits, wanted = as_tensor(logits), as_tensor(targets)
+    if wanted.dtype not in (dtypes.int64, dtypes.int32):
+        raise TypeError(f"cross_entropy: targets must be int64 or int32, got {wanted.dtype.name}")
+    if not dtypes.is_floating(logits.dtype):
+        raise TypeError(f"cross_entropy: logits must be floating, got {logits.dtype.name}")
+    if logits.ndim == 0 or wanted.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"cross_entropy: targets {wanted.shape} do not fit logits {logits.shape}; expected "
+            f"{logits.shape[:-1]}"
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"cross_entropy: unknown reduction {reduction!r}")
+    check_range("cross_entropy", "target", wanted._array, logits.shape[-1], ignore_index)
+    n_rows = math.prod(logits.shape[:-1])
+    losses = CrossEntropy.apply(
+        contiguous(reshape(logits, (n_rows, logits.shape[-1]))),
+        contiguous(reshape(wanted, (n_rows,))),
+        ignore_index=ignore_index,
+        label_smoothing=float(label_smoothing),
+    )
+    if reduction == "none":
+        return reshape(losses, wanted.shape)
+    total = sum_(losses)
+    if reduction == "sum":
+        return total
+    count = int((wanted._array != ignore_index).sum())
+    return mul(total, 1 / count if count else math.nan)

@@ -1,0 +1,88 @@
+"""Embedding: rows of a table, and their gradient, which adds up repeated rows in order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import as_tensor, copied
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = ["embedding"]
+
+
+def _embedding_fwd_ref(weight: np.ndarray, indices: np.ndarray, out: np.ndarray) -> None:
+    out[...] = weight[indices]
+
+
+def _embedding_bwd_ref(g: np.ndarray, indices: np.ndarray, dweight: np.ndarray) -> None:
+    total = np.zeros(dweight.shape, np.float64)
+    np.add.at(total, indices.reshape(-1), g.reshape(-1, g.shape[-1]).astype(np.float64))
+    dweight[...] = total.astype(dweight.dtype)
+
+
+REFERENCE = {"embedding_fwd": _embedding_fwd_ref, "embedding_bwd": _embedding_bwd_ref}
+COST = {
+    "embedding_fwd": lambda weight, indices, out: Cost(nbytes(indices, out, out), 0),
+    "embedding_bwd": lambda g, indices, dweight: Cost(nbytes(g, indices, dweight), g.size),
+}
+
+
+class Embedding(Function):
+    @staticmethod
+    def forward(ctx: Node, weight: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        ctx.rows, ctx.indices = weight.shape[0], indices
+        out = empty((*indices.shape, weight.shape[1]), weight.dtype)
+        launch("embedding_fwd", weight, indices, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
+        return EmbeddingGradient.apply(g, rows=ctx.rows, indices=ctx.indices), None
+
+
+class EmbeddingGradient(Function):
+    """Zeros (rows, C) with g's rows added at the indices."""
+
+    @staticmethod
+    def forward(ctx: Node, g: np.ndarray, rows: int, indices: np.ndarray) -> np.ndarray:
+        ctx.indices = indices
+        out = empty((rows, g.shape[-1]), g.dtype)
+        launch("embedding_bwd", g if g.flags.c_contiguous else copied(g), indices, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return Embedding.apply(g, Tensor._wrap(ctx.indices))
+
+
+def embedding(weight: Tensor, indices: TensorLike) -> Tensor:
+    """weight[indices]: weight (V, C), integer indices of any shape → (…, C).
+
+    Raises IndexError, before anything runs, for an index outside [0, V).
+    """
+    wanted = as_tensor(indices)
+    if wanted.dtype not in (dtypes.int64, dtypes.int32):
+        raise TypeError(f"embedding: indices must be int64 or int32, got {wanted.dtype.name}")
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: expected a weight (V, C), got {weight.shape}")
+    array = wanted._array
+    check_range("embedding", "index", array, weight.shape[0])
+    return Embedding.apply(
+        weight, wanted if array.flags.c_contiguous else Tensor._wrap(copied(array))
+    )
+
+
+def check_range(op: str, what: str, array: np.ndarray, n: int, ignored: int | None = None) -> None:
+    """Raises IndexError naming the first value outside [0, n) (and not `ignored`)."""
+    if array.size == 0 or (array.min() >= 0 and array.max() < n):
+        return
+    bad = (array < 0) | (array >= n)
+    if ignored is not None:
+        bad &= array != ignored
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise IndexError(f"{op}: {what} {array[at]} at {at} is outside [0, {n})")

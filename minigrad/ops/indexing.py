@@ -1,0 +1,212 @@
+"""Indexing of every NumPy kind, with gradients; and scatter-add, its transpose.
+
+Reading is NumPy's own indexing (a view for slices, a copy for arrays). The gradient of a slice is written
+into zeros; that of an array index goes through the positions the index stands for, found by indexing an
+array of positions with it, and the kernel `scatter_add`, which adds repeated positions in order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import as_tensor, cast, copied
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = ["get_item", "scatter_add", "set_item", "take_along_axis"]
+
+
+def _scatter_add_ref(positions: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
+    total = out.astype(np.float64) if out.dtype in dtypes.FLOATING else out.copy()
+    np.add.at(total, positions, values.astype(total.dtype))
+    out[...] = total.astype(out.dtype)
+
+
+REFERENCE = {"scatter_add": _scatter_add_ref}
+COST = {
+    "scatter_add": lambda positions, values, out: Cost(
+        nbytes(positions, values) * 2 + nbytes(values), values.size
+    )
+}
+
+
+def _is_basic(index: tuple[Any, ...]) -> bool:
+    return all(
+        i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)) for i in index
+    )
+
+
+def _plain(index: Any) -> tuple[Any, ...]:
+    """The index as a tuple of what NumPy takes: tensors become arrays."""
+    parts = index if isinstance(index, tuple) else (index,)
+    out = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            if dtypes.is_floating(part.dtype):
+                raise TypeError(f"index: a {part.dtype.name} tensor cannot index; use integers or bool")
+            out.append(part._array)
+        else:
+            out.append(np.asarray(part) if isinstance(part, list) else part)
+    return tuple(out)
+
+
+def _look_up(array: np.ndarray, index: tuple[Any, ...]) -> np.ndarray:
+    try:
+        found = array[index]
+    except IndexError as error:
+        raise IndexError(f"index: {error} (shape {array.shape})") from None
+    return found if isinstance(found, np.ndarray) else np.asarray(found, dtype=array.dtype)
+
+
+class GetView(Function):
+    view = True
+
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, index: tuple[Any, ...]) -> np.ndarray:
+        ctx.shape, ctx.index = x.shape, index
+        return _look_up(x, (*index, Ellipsis) if Ellipsis not in index else index)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return PutView.apply(g, shape=ctx.shape, index=ctx.index)
+
+
+class PutView(Function):
+    """Zeros of a shape with g in a slice of them."""
+
+    @staticmethod
+    def forward(
+        ctx: Node, g: np.ndarray, shape: tuple[int, ...], index: tuple[Any, ...]
+    ) -> np.ndarray:
+        ctx.index = index
+        out = empty(shape, g.dtype)
+        launch("fill", out, 0.0)
+        launch("copy", g, out[(*index, Ellipsis)] if Ellipsis not in index else out[index])
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return GetView.apply(g, index=ctx.index)
+
+
+class Gather(Function):
+    """x's elements at flat positions (any shape)."""
+
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        ctx.shape, ctx.positions = x.shape, positions
+        out = empty(positions.shape, x.dtype)
+        np.take(x.reshape(-1), positions, out=out, mode="clip")
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return Scatter.apply(g, shape=ctx.shape, positions=ctx.positions)
+
+
+class Scatter(Function):
+    """Zeros of a shape with g added at flat positions."""
+
+    @staticmethod
+    def forward(
+        ctx: Node, g: np.ndarray, shape: tuple[int, ...], positions: np.ndarray
+    ) -> np.ndarray:
+        ctx.positions = positions
+        out = empty(shape, g.dtype)
+        launch("fill", out, 0.0)
+        values = g if g.flags.c_contiguous else copied(g)
+        launch("scatter_add", positions.reshape(-1), values.reshape(-1), out.reshape(-1))
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return Gather.apply(g, positions=ctx.positions)
+
+
+def _positions(shape: tuple[int, ...]) -> np.ndarray:
+    return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+
+
+def get_item(x: Tensor, index: Any) -> Tensor:
+    """x[index] for every kind of NumPy index; a view for slices and integers."""
+    plain = _plain(index)
+    if _is_basic(plain):
+        return GetView.apply(x, index=plain)
+    return Gather.apply(x, positions=np.ascontiguousarray(_look_up(_positions(x.shape), plain)))
+
+
+def set_item(x: Tensor, index: Any, value: TensorLike) -> None:
+    """x[index] = value in place; raises for tensors that require a gradient outside no_grad."""
+    plain = _plain(index)
+    source = as_tensor(value)
+    array = x._writable("x[...] =")
+    if _is_basic(plain):
+        target = _look_up(array, (*plain, Ellipsis) if Ellipsis not in plain else plain)
+        try:
+            np.broadcast_shapes(source.shape, target.shape)
+            launch("copy", source._array, target)
+        except ValueError:
+            raise ValueError(
+                f"x[...] =: a value of shape {source.shape} does not fit {target.shape}"
+            ) from None
+    else:
+        array[plain] = source._array
+
+
+def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tuple[np.ndarray, int]:
+    wanted = as_tensor(indices)
+    if wanted.dtype not in dtypes.INTEGRAL:
+        raise TypeError(f"{op}: indices must be integers, got {wanted.dtype.name}")
+    if wanted.ndim != x.ndim:
+        raise ValueError(f"{op}: indices of shape {wanted.shape} need the rank of {x.shape}")
+    if not -x.ndim <= axis < x.ndim:
+        raise IndexError(f"{op}: axis {axis} is out of range for {x.ndim} dimensions")
+    axis %= x.ndim
+    array = wanted._array.astype(np.int64)
+    n = x.shape[axis]
+    if array.size and not (-n <= array.min() and array.max() < n):
+        bad = array[(array < -n) | (array >= n)][0]
+        raise IndexError(f"{op}: index {bad} is out of range for axis {axis} of length {n}")
+    return np.where(array < 0, array + n, array), axis
+
+
+def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
+    """out[i][j][k] = x[i][indices[i][j][k]][k] for axis 1, and so on (NumPy's take_along_axis)."""
+    x = as_tensor(x)
+    array, axis = _checked_indices("take_along_axis", x, indices, axis)
+    positions = np.take_along_axis(_positions(x.shape), array, axis)
+    return Gather.apply(x, positions=positions)
+
+
+class ScatterAdd(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        ctx.positions = positions
+        out = copied(x)
+        source = values if values.flags.c_contiguous else copied(values)
+        launch("scatter_add", positions.reshape(-1), source.reshape(-1), out.reshape(-1))
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor, Tensor]:
+        return g, Gather.apply(g, positions=ctx.positions)
+
+
+def scatter_add(x: TensorLike, indices: TensorLike, values: TensorLike, axis: int) -> Tensor:
+    """x with values[i][j][k] added at x[i][indices[i][j][k]][k] for axis 1, and so on.
+
+    Repeated positions add up, in order. `indices` and `values` have one shape.
+    """
+    x = as_tensor(x)
+    added = cast(as_tensor(values), x.dtype)
+    array, axis = _checked_indices("scatter_add", x, indices, axis)
+    if added.shape != array.shape:
+        raise ValueError(f"scatter_add: values {added.shape} and indices {array.shape} differ")
+    positions = np.take_along_axis(_positions(x.shape), array, axis)
+    return ScatterAdd.apply(x, added, positions=positions)

@@ -1,0 +1,341 @@
+"""Layer normalisation (Ba et al. 2016) and RMS normalisation (Zhang and Sennrich 2019) over the last axis,
+optionally of a sum with a residual, which is also returned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node, is_grad_enabled
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import as_tensor, contiguous
+from minigrad.ops.elementwise import add, mul, rsqrt, sub
+from minigrad.ops.movement import reshape
+from minigrad.ops.reduce import mean
+from minigrad.ops.reduce import sum as sum_
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = ["layer_norm", "rms_norm"]
+
+Optional = np.ndarray | None
+
+
+# ---- reference: x (n_rows, n_cols) ----
+
+
+def _summed_ref(x: np.ndarray, residual: Optional, summed: Optional) -> np.ndarray:
+    if residual is None or summed is None:
+        return x.astype(np.float64)
+    summed[...] = (x.astype(np.float64) + residual.astype(np.float64)).astype(summed.dtype)
+    return summed.astype(np.float64)
+
+
+def _scaled(normed: np.ndarray, weight: Optional, bias: Optional) -> np.ndarray:
+    if weight is not None:
+        normed = normed * weight.astype(np.float64)
+    return normed if bias is None else normed + bias.astype(np.float64)
+
+
+def _layer_norm_fwd_ref(
+    x: np.ndarray,
+    residual: Optional,
+    weight: Optional,
+    bias: Optional,
+    out: np.ndarray,
+    summed: Optional,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    eps: float,
+) -> None:
+    wide = _summed_ref(x, residual, summed)
+    if wide.size == 0:
+        return
+    centre = wide.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt(((wide - centre) ** 2).mean(-1, keepdims=True) + eps)
+    mean[...], rstd[...] = centre[:, 0], scale[:, 0]
+    out[...] = _scaled((wide - centre) * scale, weight, bias).astype(out.dtype)
+
+
+def _norm_bwd_ref(
+    g: np.ndarray,
+    g_summed: Optional,
+    normed: np.ndarray,
+    scale: np.ndarray,
+    weight: Optional,
+    centred: bool,
+    dx: Optional,
+    dweight: Optional,
+    dbias: Optional,
+) -> None:
+    gw = g.astype(np.float64)
+    if dweight is not None:
+        dweight[...] = (gw * normed).sum(0).astype(dweight.dtype)
+    if dbias is not None:
+        dbias[...] = gw.sum(0).astype(dbias.dtype)
+    if dx is None or gw.size == 0:
+        return
+    scaled = gw if weight is None else gw * weight.astype(np.float64)
+    inner = scaled - normed * (scaled * normed).mean(-1, keepdims=True)
+    if centred:
+        inner = inner - scaled.mean(-1, keepdims=True)
+    total = inner * scale
+    dx[...] = (total if g_summed is None else total + g_summed.astype(np.float64)).astype(dx.dtype)
+
+
+def _layer_norm_bwd_ref(
+    g: np.ndarray,
+    g_summed: Optional,
+    x: np.ndarray,
+    weight: Optional,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    dx: Optional,
+    dweight: Optional,
+    dbias: Optional,
+) -> None:
+    scale = rstd.astype(np.float64)[:, None]
+    normed = (x.astype(np.float64) - mean.astype(np.float64)[:, None]) * scale
+    _norm_bwd_ref(g, g_summed, normed, scale, weight, True, dx, dweight, dbias)
+
+
+def _rms_norm_fwd_ref(
+    x: np.ndarray,
+    residual: Optional,
+    weight: Optional,
+    out: np.ndarray,
+    summed: Optional,
+    rstd: np.ndarray,
+    eps: float,
+) -> None:
+    wide = _summed_ref(x, residual, summed)
+    if wide.size == 0:
+        return
+    scale = 1 / np.sqrt((wide**2).mean(-1, keepdims=True) + eps)
+    rstd[...] = scale[:, 0]
+    out[...] = _scaled(wide * scale, weight, None).astype(out.dtype)
+
+
+def _rms_norm_bwd_ref(
+    g: np.ndarray,
+    g_summed: Optional,
+    x: np.ndarray,
+    weight: Optional,
+    rstd: np.ndarray,
+    dx: Optional,
+    dweight: Optional,
+) -> None:
+    scale = rstd.astype(np.float64)[:, None]
+    _norm_bwd_ref(
+        g, g_summed, x.astype(np.float64) * scale, scale, weight, False, dx, dweight, None
+    )
+
+
+REFERENCE = {
+    "layer_norm_fwd": _layer_norm_fwd_ref,
+    "layer_norm_bwd": _layer_norm_bwd_ref,
+    "rms_norm_fwd": _rms_norm_fwd_ref,
+    "rms_norm_bwd": _rms_norm_bwd_ref,
+}
+
+
+def _cost(*args: Any) -> Cost:
+    largest = max((a.size for a in args if isinstance(a, np.ndarray)), default=0)
+    return Cost(nbytes(*args), 8 * largest)
+
+
+COST = dict.fromkeys(REFERENCE, _cost)
+
+
+# ---- differentiable: x (n_rows, n_cols) ----
+
+
+def _statistics_dtype(x: np.ndarray) -> np.dtype:
+    return dtypes.float64 if x.dtype == dtypes.float64 else dtypes.float32
+
+
+class LayerNorm(Function):
+    """→ normed, or (normed, x + residual) where a residual is given."""
+
+    @staticmethod
+    def forward(
+        ctx: Node, x: np.ndarray, residual: Optional, weight: Optional, bias: Optional, eps: float
+    ) -> Any:
+        ctx.eps = eps
+        ctx.mean = empty(x.shape[:1], _statistics_dtype(x))
+        ctx.rstd = empty(x.shape[:1], _statistics_dtype(x))
+        ctx.save_inputs(*((2,) if residual is not None else (2, 0)))
+        ctx.save_outputs(*((1,) if residual is not None else ()))
+        out = empty(x.shape, x.dtype)
+        summed = None if residual is None else empty(x.shape, x.dtype)
+        launch("layer_norm_fwd", x, residual, weight, bias, out, summed, ctx.mean, ctx.rstd, eps)
+        return out if summed is None else (out, summed)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor | None, g_summed: Tensor | None = None) -> Any:
+        weight, x = ctx.saved
+        if is_grad_enabled():
+            return _composed_backward(ctx, g, g_summed, x, weight, centred=True)
+        need_x, need_residual, need_weight, need_bias = ctx.needs_input_grad
+        if g is None:
+            return g_summed, g_summed, None, None
+        dx = empty(x.shape, x.dtype) if need_x or need_residual else None
+        dweight = empty(x.shape[1:], x.dtype) if need_weight else None
+        dbias = empty(x.shape[1:], x.dtype) if need_bias else None
+        launch(
+            "layer_norm_bwd",
+            g._array,
+            None if g_summed is None else g_summed._array,
+            x._array,
+            None if weight is None else weight._array,
+            ctx.mean,
+            ctx.rstd,
+            dx,
+            dweight,
+            dbias,
+        )
+        dx_tensor = _wrapped(dx)
+        return (
+            dx_tensor if need_x else None,
+            dx_tensor if need_residual else None,
+            _wrapped(dweight),
+            _wrapped(dbias),
+        )
+
+
+class RMSNorm(Function):
+    """→ normed, or (normed, x + residual) where a residual is given."""
+
+    @staticmethod
+    def forward(
+        ctx: Node, x: np.ndarray, residual: Optional, weight: Optional, eps: float
+    ) -> Any:
+        ctx.eps = eps
+        ctx.rstd = empty(x.shape[:1], _statistics_dtype(x))
+        ctx.save_inputs(*((2,) if residual is not None else (2, 0)))
+        ctx.save_outputs(*((1,) if residual is not None else ()))
+        out = empty(x.shape, x.dtype)
+        summed = None if residual is None else empty(x.shape, x.dtype)
+        launch("rms_norm_fwd", x, residual, weight, out, summed, ctx.rstd, eps)
+        return out if summed is None else (out, summed)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor | None, g_summed: Tensor | None = None) -> Any:
+        weight, x = ctx.saved
+        if is_grad_enabled():
+            return _composed_backward(ctx, g, g_summed, x, weight, centred=False)[:3]
+        need_x, need_residual, need_weight = ctx.needs_input_grad
+        if g is None:
+            return g_summed, g_summed, None
+        dx = empty(x.shape, x.dtype) if need_x or need_residual else None
+        dweight = empty(x.shape[1:], x.dtype) if need_weight else None
+        launch(
+            "rms_norm_bwd",
+            g._array,
+            None if g_summed is None else g_summed._array,
+            x._array,
+            None if weight is None else weight._array,
+            ctx.rstd,
+            dx,
+            dweight,
+        )
+        dx_tensor = _wrapped(dx)
+        return (
+            dx_tensor if need_x else None,
+            dx_tensor if need_residual else None,
+            _wrapped(dweight),
+        )
+
+
+def _wrapped(array: Optional) -> Tensor | None:
+    return None if array is None else Tensor._wrap(array)
+
+
+def _composed_backward(
+    ctx: Node,
+    g: Tensor | None,
+    g_summed: Tensor | None,
+    x: Tensor,
+    weight: Tensor | None,
+    centred: bool,
+) -> tuple[Tensor | None, ...]:
+    """The gradients in differentiable operations; (x, residual, weight, bias)."""
+    if g is None:
+        return g_summed, g_summed, None, None
+    shifted = sub(x, mean(x, -1, keepdims=True)) if centred else x
+    scale = rsqrt(add(mean(mul(shifted, shifted), -1, keepdims=True), ctx.eps))
+    normed = mul(shifted, scale)
+    scaled = g if weight is None else mul(g, weight)
+    inner = sub(scaled, mul(normed, mean(mul(scaled, normed), -1, keepdims=True)))
+    if centred:
+        inner = sub(inner, mean(scaled, -1, keepdims=True))
+    dx = mul(inner, scale)
+    if g_summed is not None:
+        dx = add(dx, g_summed)
+    return dx, dx, sum_(mul(g, normed), 0), sum_(g, 0)
+
+
+# ---- public ----
+
+
+def _prepare(op: str, x: TensorLike, residual: Tensor | None, **vectors: Tensor | None) -> Any:
+    x = as_tensor(x)
+    if not dtypes.is_floating(x.dtype):
+        raise TypeError(f"{op}: expected a floating dtype, got {x.dtype.name}")
+    if x.ndim == 0:
+        raise ValueError(f"{op}: expected at least one dimension")
+    for name, vector in vectors.items():
+        if vector is not None and (vector.shape != x.shape[-1:] or vector.dtype != x.dtype):
+            raise ValueError(
+                f"{op}: {name} has shape {vector.shape} and dtype {vector.dtype.name}; expected "
+                f"{x.shape[-1:]} and {x.dtype.name}"
+            )
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"{op}: residual of shape {residual.shape} and dtype {residual.dtype.name} does not "
+            f"match x, {x.shape} and {x.dtype.name}"
+        )
+    rows = (math.prod(x.shape[:-1]), x.shape[-1])
+    flat = reshape(contiguous(x), rows)
+    flat_residual = None if residual is None else reshape(contiguous(residual), rows)
+    return x.shape, flat, flat_residual
+
+
+def _restore(out: Any, shape: tuple[int, ...]) -> Any:
+    if isinstance(out, tuple):
+        return tuple(reshape(o, shape) for o in out)
+    return reshape(out, shape)
+
+
+def layer_norm(
+    x: TensorLike,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+) -> Any:
+    """(x - mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016).
+
+    weight and bias have the last axis's shape. With `residual` (x's shape) the sum x + residual is
+    normalised, and (normed, sum) is returned. Statistics in float32 (float64 for float64), in two
+    passes.
+    """
+    shape, flat, flat_residual = _prepare("layer_norm", x, residual, weight=weight, bias=bias)
+    return _restore(LayerNorm.apply(flat, flat_residual, weight, bias, eps=eps), shape)
+
+
+def rms_norm(
+    x: TensorLike,
+    weight: Tensor | None = None,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+) -> Any:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang and Sennrich 2019).
+
+    With `residual` (x's shape) the sum x + residual is normalised, and (normed, sum) is returned.
+    """
+    shape, flat, flat_residual = _prepare("rms_norm", x, residual, weight=weight)
+    return _restore(RMSNorm.apply(flat, flat_residual, weight, eps=eps), shape)

@@ -1,0 +1,327 @@
+"""Reductions over any set of axes, and running sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import as_tensor, cast
+from minigrad.ops.elementwise import eq, ne, sqrt, where
+from minigrad.ops.movement import expand, flip, reshape
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = [
+    "all",
+    "any",
+    "argmax",
+    "argmin",
+    "cumsum",
+    "max",
+    "mean",
+    "min",
+    "norm",
+    "prod",
+    "std",
+    "sum",
+    "var",
+]
+
+Axis = int | Sequence[int] | None
+
+
+# ---- reference ----
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if x.dtype in dtypes.FLOATING else x
+
+
+def _reduce_ref(function: Callable[..., Any]) -> Callable[..., None]:
+    def run(x: np.ndarray, out: np.ndarray) -> None:
+        axes = tuple(d for d in range(x.ndim) if out.shape[d] == 1)
+        with np.errstate(all="ignore"):
+            out[...] = function(_wide(x), axis=axes, keepdims=True).astype(out.dtype)
+
+    return run
+
+
+def _argmax_ref(x: np.ndarray, out: np.ndarray, axis: int) -> None:
+    out[...] = np.argmax(_wide(x), axis=axis)
+
+
+def _argmin_ref(x: np.ndarray, out: np.ndarray, axis: int) -> None:
+    out[...] = np.argmin(_wide(x), axis=axis)
+
+
+def _cumsum_ref(x: np.ndarray, out: np.ndarray, axis: int) -> None:
+    out[...] = np.cumsum(_wide(x), axis=axis).astype(out.dtype)
+
+
+REFERENCE = {
+    "sum": _reduce_ref(np.sum),
+    "prod": _reduce_ref(np.prod),
+    "max": _reduce_ref(np.max),
+    "min": _reduce_ref(np.min),
+    "argmax": _argmax_ref,
+    "argmin": _argmin_ref,
+    "cumsum": _cumsum_ref,
+}
+COST = dict.fromkeys(REFERENCE, lambda x, out, axis=0: Cost(nbytes(x, out), x.size))
+
+
+# ---- axes ----
+
+
+def normalize_axis(op: str, axis: int, ndim: int) -> int:
+    if not -ndim <= axis < ndim:
+        raise IndexError(f"{op}: axis {axis} is out of range for {ndim} dimensions")
+    return axis % ndim
+
+
+def _axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(ndim))
+    listed = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
+    out = tuple(normalize_axis(op, int(a), ndim) for a in listed)
+    if len(set(out)) != len(out):
+        raise ValueError(f"{op}: axis {axis} names a dimension twice")
+    return out
+
+
+def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if d in axes else n for d, n in enumerate(shape))
+
+
+def _finish(out: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    if keepdims:
+        return out
+    return reshape(out, tuple(n for d, n in enumerate(out.shape) if d not in axes))
+
+
+# ---- differentiable ----
+
+
+class Sum(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        ctx.shape = x.shape
+        out = empty(_kept(x.shape, axes), dtype)
+        launch("sum", x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return expand(g, ctx.shape)
+
+
+class Prod(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        ctx.axes = axes
+        ctx.save_inputs(0)
+        out = empty(_kept(x.shape, axes), dtype)
+        launch("prod", x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        # The product of the others: prod / x where x is not 0. With one zero in a group only its own
+        # gradient is left, with two none.
+        (x,) = ctx.saved
+        zero = eq(x, 0)
+        others = prod(where(zero, 1.0, x), ctx.axes, keepdims=True)
+        zeros = sum(cast(zero, dtypes.int64), ctx.axes, keepdims=True)
+        no_zero = where(zero, 0.0, others / where(zero, 1.0, x))
+        one_zero = where(zero, others, 0.0)
+        return g * where(eq(zeros, 0), no_zero, where(eq(zeros, 1), one_zero, 0.0))
+
+
+class Extremum(Function):
+    """max and min; equal extremes share the gradient."""
+
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...], kernel: str) -> np.ndarray:
+        ctx.axes = axes
+        ctx.save_inputs(0)
+        ctx.save_outputs(0)
+        out = empty(_kept(x.shape, axes), x.dtype)
+        launch(kernel, x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        x, y = ctx.saved
+        extreme = cast(eq(x.detach(), y.detach()), g.dtype)
+        return g * (extreme / sum(extreme, ctx.axes, keepdims=True))
+
+
+class CumSum(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, axis: int, dtype: np.dtype) -> np.ndarray:
+        ctx.axis = axis
+        out = empty(x.shape, dtype)
+        launch("cumsum", x, out, axis)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return flip(cumsum(flip(g, ctx.axis), ctx.axis), ctx.axis)
+
+
+# ---- public ----
+
+
+def _sum_dtype(x: Tensor) -> np.dtype:
+    return x.dtype if dtypes.is_floating(x.dtype) else dtypes.int64
+
+
+def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The sum over `axis` (all axes for None). Integers and bool sum to int64."""
+    x = as_tensor(x)
+    axes = _axes("sum", axis, x.ndim)
+    return _finish(Sum.apply(x, axes=axes, dtype=_sum_dtype(x)), axes, keepdims)
+
+
+def prod(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The product over `axis`. Integers and bool multiply to int64."""
+    x = as_tensor(x)
+    axes = _axes("prod", axis, x.ndim)
+    return _finish(Prod.apply(x, axes=axes, dtype=_sum_dtype(x)), axes, keepdims)
+
+
+def _count(x: Tensor, axes: tuple[int, ...]) -> int:
+    return math.prod(x.shape[d] for d in axes)
+
+
+def _floating(x: TensorLike) -> Tensor:
+    x = as_tensor(x)
+    return x if dtypes.is_floating(x.dtype) else cast(x, dtypes.float32)
+
+
+def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The mean over `axis`; NaN over nothing. Integers give float32."""
+    x = _floating(x)
+    axes = _axes("mean", axis, x.ndim)
+    n = _count(x, axes)
+    return sum(x, axes, keepdims) * (1 / n if n else math.nan)
+
+
+def var(
+    x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False
+) -> Tensor:
+    """The variance over `axis`: squared distances from the mean, over n - correction."""
+    x = _floating(x)
+    axes = _axes("var", axis, x.ndim)
+    n = _count(x, axes) - correction
+    centred = x - mean(x, axes, keepdims=True)
+    return sum(centred * centred, axes, keepdims) * (1 / n if n > 0 else math.nan)
+
+
+def std(
+    x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False
+) -> Tensor:
+    """The square root of `var`."""
+    return sqrt(var(x, axis, correction, keepdims))
+
+
+class Norm(Function):
+    """sqrt of the sum of squares; the gradient at 0 is 0."""
+
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        ctx.save_inputs(0)
+        ctx.save_outputs(0)
+        square = empty(x.shape, x.dtype)
+        launch("mul", x, x, square)
+        out = empty(_kept(x.shape, axes), x.dtype)
+        launch("sum", square, out)
+        launch("sqrt", out, out, 0.0)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        x, y = ctx.saved
+        return g * x / where(eq(y, 0), 1.0, y)
+
+
+def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The Euclidean norm over `axis`; its gradient at 0 is 0."""
+    x = _floating(x)
+    axes = _axes("norm", axis, x.ndim)
+    return _finish(Norm.apply(x, axes=axes), axes, keepdims)
+
+
+def _extremum(kernel: str, x: TensorLike, axis: Axis, keepdims: bool) -> Tensor:
+    x = as_tensor(x)
+    axes = _axes(kernel, axis, x.ndim)
+    if _count(x, axes) == 0:
+        raise ValueError(f"{kernel}: nothing to take the {kernel} of in shape {x.shape} over {axes}")
+    return _finish(Extremum.apply(x, axes=axes, kernel=kernel), axes, keepdims)
+
+
+def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The greatest element over `axis`; NaN wins. Ties share the gradient equally."""
+    return _extremum("max", x, axis, keepdims)
+
+
+def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The least element over `axis`; NaN wins. Ties share the gradient equally."""
+    return _extremum("min", x, axis, keepdims)
+
+
+def any(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Whether some element over `axis` is true (bool); false over nothing."""
+    return _truth("max", x, axis, keepdims, False)
+
+
+def all(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Whether every element over `axis` is true (bool); true over nothing."""
+    return _truth("min", x, axis, keepdims, True)
+
+
+def _truth(kernel: str, x: TensorLike, axis: Axis, keepdims: bool, empty_value: bool) -> Tensor:
+    x = as_tensor(x).detach()
+    x = x if x.dtype == dtypes.bool_ else ne(x, 0)
+    axes = _axes("any" if kernel == "max" else "all", axis, x.ndim)
+    out = empty(_kept(x.shape, axes), dtypes.bool_)
+    if _count(x, axes) == 0:
+        launch("fill", out, float(empty_value))
+    else:
+        launch(kernel, x._array, out)
+    return _finish(Tensor._wrap(out), axes, keepdims)
+
+
+def _arg(kernel: str, x: TensorLike, axis: int | None) -> Tensor:
+    x = as_tensor(x).detach()
+    if axis is None:
+        x, axis = reshape(x, (-1,)), 0
+    axis = normalize_axis(kernel, axis, x.ndim)
+    if x.shape[axis] == 0:
+        raise ValueError(f"{kernel}: nothing to choose from in shape {x.shape} along axis {axis}")
+    out = empty(x.shape[:axis] + x.shape[axis + 1 :], dtypes.int64)
+    launch(kernel, x._array, out, axis)
+    return Tensor._wrap(out)
+
+
+def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
+    """The index (int64) of the first greatest element along `axis`, or in flat order for None."""
+    return _arg("argmax", x, axis)
+
+
+def argmin(x: TensorLike, axis: int | None = None) -> Tensor:
+    """The index (int64) of the first least element along `axis`, or in flat order for None."""
+    return _arg("argmin", x, axis)
+
+
+def cumsum(x: TensorLike, axis: int) -> Tensor:
+    """Running sums along `axis`, in x's shape."""
+    x = as_tensor(x)
+    axis = normalize_axis("cumsum", axis, x.ndim)
+    return CumSum.apply(x, axis=axis, dtype=_sum_dtype(x))

@@ -1,0 +1,38 @@
+"""Rotary position embedding (Su et al. 2021): pairs of features turned by an angle that grows with position."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.ops.creation import as_tensor, tensor
+from minigrad.ops.elementwise import add, mul, sub
+from minigrad.ops.movement import concat, split
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = ["rotary_embedding"]
+
+
+def rotary_embedding(x: TensorLike, offset: int = 0, base: float = 10000.0) -> Tensor:
+    """x (…, T, D), D even, with features i and i + D/2 of position t turned by (t + offset) · base^(-2i/D).
+
+    Composed of differentiable operations. `offset` is the position of the first row, for decoding
+    with a cache.
+    """
+    x = as_tensor(x)
+    if x.ndim < 2 or x.shape[-1] % 2 or not dtypes.is_floating(x.dtype):
+        raise ValueError(
+            f"rotary_embedding: expected a floating x (…, T, D) with even D, got {x.shape} "
+            f"{x.dtype.name}"
+        )
+    length, half = x.shape[-2], x.shape[-1] // 2
+    angle = (np.arange(length)[:, None] + offset) * base ** (-np.arange(half) / half)
+    cosine, sine = tensor(np.cos(angle), x.dtype), tensor(np.sin(angle), x.dtype)
+    first, second = split(x, 2, axis=-1)
+    return concat(
+        [
+            sub(mul(first, cosine), mul(second, sine)),
+            add(mul(first, sine), mul(second, cosine)),
+        ],
+        axis=-1,
+    )

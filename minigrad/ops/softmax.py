@@ -1,0 +1,171 @@
+"""softmax, log_softmax and logsumexp over one axis."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minigrad import dtypes
+from minigrad.autograd import Function, Node, is_grad_enabled
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import as_tensor, cast
+from minigrad.ops.elementwise import exp, mul, sub
+from minigrad.ops.movement import expand_dims, permute, reshape, swapaxes
+from minigrad.ops.reduce import normalize_axis
+from minigrad.ops.reduce import sum as sum_
+from minigrad.tensor import Tensor, TensorLike
+
+__all__ = ["log_softmax", "logsumexp", "softmax"]
+
+
+# ---- reference: x, out (n_rows, n_cols) ----
+
+
+def _softmax_ref(x: np.ndarray, out: np.ndarray) -> None:
+    wide = x.astype(np.float64)
+    if wide.size == 0:
+        return
+    with np.errstate(all="ignore"):
+        e = np.exp(wide - wide.max(-1, keepdims=True))
+        out[...] = (e / e.sum(-1, keepdims=True)).astype(out.dtype)
+
+
+def _softmax_bwd_ref(g: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+    gw, yw = g.astype(np.float64), y.astype(np.float64)
+    dx[...] = (yw * (gw - (gw * yw).sum(-1, keepdims=True))).astype(dx.dtype)
+
+
+def _logsumexp_ref(x: np.ndarray, out: np.ndarray) -> None:
+    wide = x.astype(np.float64)
+    top = wide.max(-1)
+    with np.errstate(all="ignore"):
+        total = np.log(np.exp(wide - top[..., None]).sum(-1)) + top
+        out[...] = np.where(np.isinf(top), top, total).astype(out.dtype)
+
+
+def _log_softmax_ref(x: np.ndarray, out: np.ndarray) -> None:
+    wide = x.astype(np.float64)
+    if wide.size == 0:
+        return
+    with np.errstate(all="ignore"):
+        shifted = wide - wide.max(-1, keepdims=True)
+        out[...] = (shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))).astype(out.dtype)
+
+
+def _log_softmax_bwd_ref(g: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+    gw = g.astype(np.float64)
+    dx[...] = (gw - np.exp(y.astype(np.float64)) * gw.sum(-1, keepdims=True)).astype(dx.dtype)
+
+
+REFERENCE = {
+    "softmax_fwd": _softmax_ref,
+    "softmax_bwd": _softmax_bwd_ref,
+    "log_softmax_fwd": _log_softmax_ref,
+    "log_softmax_bwd": _log_softmax_bwd_ref,
+    "logsumexp_fwd": _logsumexp_ref,
+}
+COST = {
+    "softmax_fwd": lambda x, out: Cost(nbytes(x, out), 5 * x.size),
+    "softmax_bwd": lambda g, y, dx: Cost(nbytes(g, y, dx), 4 * y.size),
+    "log_softmax_fwd": lambda x, out: Cost(nbytes(x, out), 5 * x.size),
+    "log_softmax_bwd": lambda g, y, dx: Cost(nbytes(g, y, dx), 4 * y.size),
+    "logsumexp_fwd": lambda x, out: Cost(nbytes(x, out), 4 * x.size),
+}
+
+
+# ---- differentiable: x (n_rows, n_cols) ----
+
+
+class Softmax(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray) -> np.ndarray:
+        ctx.save_outputs(0)
+        out = empty(x.shape, x.dtype)
+        launch("softmax_fwd", x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        (y,) = ctx.saved
+        if is_grad_enabled():
+            return mul(y, sub(g, sum_(mul(g, y), -1, keepdims=True)))
+        dx = empty(y.shape, y.dtype)
+        launch("softmax_bwd", g._array, y._array, dx)
+        return Tensor._wrap(dx)
+
+
+class LogSoftmax(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray) -> np.ndarray:
+        ctx.save_outputs(0)
+        out = empty(x.shape, x.dtype)
+        launch("log_softmax_fwd", x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        (y,) = ctx.saved
+        if is_grad_enabled():
+            return sub(g, mul(exp(y), sum_(g, -1, keepdims=True)))
+        dx = empty(y.shape, y.dtype)
+        launch("log_softmax_bwd", g._array, y._array, dx)
+        return Tensor._wrap(dx)
+
+
+class LogSumExp(Function):
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray) -> np.ndarray:
+        ctx.save_inputs(0)
+        out = empty(x.shape[:1], x.dtype)
+        launch("logsumexp_fwd", x, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        (x,) = ctx.saved
+        return mul(softmax(x, -1), expand_dims(g, -1))
+
+
+# ---- public ----
+
+
+def _rows(op: str, x: TensorLike, axis: int) -> tuple[Tensor, int]:
+    """x with `axis` last, and where it was."""
+    x = as_tensor(x)
+    if not dtypes.is_floating(x.dtype):
+        x = cast(x, dtypes.float32)
+    axis = normalize_axis(op, axis, x.ndim)
+    return (x if axis == x.ndim - 1 else swapaxes(x, axis, -1)), axis
+
+
+def _flat(x: Tensor) -> Tensor:
+    return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+
+
+def softmax(x: TensorLike, axis: int = -1) -> Tensor:
+    """exp(x) / Σ exp(x) along `axis`; a row of all -inf, or with +inf, is NaN."""
+    last, at = _rows("softmax", x, axis)
+    out = reshape(Softmax.apply(_flat(last)), last.shape)
+    return out if at == last.ndim - 1 else swapaxes(out, at, -1)
+
+
+def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
+    """x - log Σ exp(x) along `axis`."""
+    last, at = _rows("log_softmax", x, axis)
+    out = reshape(LogSoftmax.apply(_flat(last)), last.shape)
+    return out if at == last.ndim - 1 else swapaxes(out, at, -1)
+
+
+def logsumexp(x: TensorLike, axis: int = -1, keepdims: bool = False) -> Tensor:
+    """log Σ exp(x) along `axis`; of all -inf it is -inf."""
+    last, at = _rows("logsumexp", x, axis)
+    if last.shape[-1] == 0:
+        raise ValueError(f"logsumexp: nothing to sum in shape {last.shape} along axis {axis}")
+    out = reshape(LogSumExp.apply(_flat(last)), last.shape[:-1])
+    if at != last.ndim - 1:
+        # The last axis now stands where `axis` was; put it back to the end.
+        order = [d for d in range(out.ndim) if d != at] + [at]
+        out = permute(out, order)
+    return expand_dims(out, at) if keepdims else out

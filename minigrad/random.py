@@ -1,0 +1,72 @@
+"""Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as
+1, 2, 3").
+
+Word i of a draw is a function of (seed, stream, i) alone, so a draw has the same bits on every device and at
+any thread count, and can be made again instead of stored. A generator hands out one stream a draw.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Generator:
+    """A seed and the number of the next stream."""
+
+    def __init__(self, seed: int) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"Generator: expected a seed in [0, 2^64), got {seed}")
+        self.seed = seed
+        self.stream = 0
+
+    def next_cell(self) -> np.ndarray:
+        """[seed, stream] as uint64, read by kernels through a pointer; advances the stream."""
+        cell = np.array([self.seed, self.stream], dtype=np.uint64)
+        self.stream += 1
+        return cell
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.seed, "stream": self.stream}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.seed, self.stream = int(state["seed"]), int(state["stream"])
+
+
+_default = Generator(0)
+
+
+def default_generator() -> Generator:
+    """The generator that random functions use when given none."""
+    return _default
+
+
+def manual_seed(seed: int) -> Generator:
+    """Restarts the default generator from `seed` and returns it."""
+    _default.load_state_dict({"seed": Generator(seed).seed, "stream": 0})
+    return _default
+
+
+def philox_words(seed: int, stream: int, n: int, start: int = 0) -> np.ndarray:
+    """Words start … start+n-1 of a stream (uint32): the definition, in NumPy."""
+    index = np.arange(start, start + n, dtype=np.uint64)
+    blocks, inverse = np.unique(index >> np.uint64(2), return_inverse=True)
+    low = np.uint64(0xFFFFFFFF)
+    counter = [
+        blocks & low,
+        blocks >> np.uint64(32),
+        np.full_like(blocks, np.uint64(stream) & low),
+        np.full_like(blocks, np.uint64(stream) >> np.uint64(32)),
+    ]
+    key = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        first = counter[0] * np.uint64(0xD2511F53)
+        second = counter[2] * np.uint64(0xCD9E8D57)
+        counter = [
+            (second >> np.uint64(32)) ^ counter[1] ^ np.uint64(key[0]),
+            second & low,
+            (first >> np.uint64(32)) ^ counter[3] ^ np.uint64(key[1]),
+            first & low,
+        ]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    words = np.stack(counter, axis=1)[inverse, index & np.uint64(3)]
+    return words.astype(np.uint32)

@@ -1,0 +1,81 @@
+"""Extension modules: one core, and the kernels once per instruction-set level."""
+
+import os
+import platform
+import sys
+from glob import glob
+
+import numpy
+from pybind11 import get_include
+from pybind11.setup_helpers import ParallelCompile
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
+
+CORE = ["csrc/core.cpp", "csrc/pool.cpp", "csrc/threads.cpp"]
+KERNELS = sorted(set(glob("csrc/*.cpp")) - set(CORE))
+HEADERS = sorted(glob("csrc/*.h"))
+
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-fwrapv",
+    # Where a multiply-add is fused is written in the kernels, so that edges and main loops agree.
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-ignored-attributes",
+]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+LEVELS = {"generic": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    LEVELS["avx2"] = ["-DMG_AVX2", *AVX2]
+    LEVELS["avx512"] = ["-DMG_AVX512", *AVX2, *AVX512]
+
+
+def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
+    return Extension(
+        f"minigrad.{name}",
+        sources,
+        depends=HEADERS,
+        include_dirs=[numpy.get_include(), get_include()],
+        extra_compile_args=FLAGS + flags,
+        extra_link_args=["-pthread"] if sys.platform != "darwin" else [],
+        language="c++",
+    )
+
+
+class BuildLevels(build_ext):
+    """Gives each level its own folder of object files: they share their sources."""
+
+    def build_extension(self, ext: Extension) -> None:
+        shared = self.build_temp
+        self.build_temp = os.path.join(shared, ext.name)
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = shared
+
+
+def kernels(level: str) -> Extension:
+    name = f"_kernels_{level}"
+    return extension(name, KERNELS, [f"-DMG_MODULE_NAME={name}", *LEVELS[level]])
+
+
+# One file a core, and only what changed since the last build.
+ParallelCompile(
+    "MINIGRAD_BUILD_JOBS",
+    default=0,
+    needs_recompile=lambda obj, src: newer_group([src, *HEADERS], obj),
+).install()
+
+setup(
+    ext_modules=[extension("_core", CORE, []), *map(kernels, LEVELS)],
+    cmdclass={"build_ext": BuildLevels},
+)
