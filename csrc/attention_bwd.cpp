@@ -1,0 +1,148 @@
+// Fused multi-head attention, backward (Dao 2023): the weights are made again from the saved lse, tile by tile.
+// One task does all query heads of one key head, query tile after query tile, so that dk and dv are sums in
+// one order. Five tile products:
+//   Sᵀ = K Qᵀ    dPᵀ = V dOᵀ    dV += Pᵀ dO    dK += dSᵀ Q    dQ += dS K
+#include "attention.h"
+
+namespace mg {
+namespace {
+
+struct BackwardScratch {
+    alignas(64) float weights[kKeys * kQueries];   // Sᵀ, then Pᵀ
+    alignas(64) float gradient[kKeys * kQueries];  // dPᵀ, then dSᵀ
+    alignas(64) float extra[kKeys * kQueries];     // addend
+    alignas(64) float factor[kKeys * kQueries];    // dropout
+    alignas(64) float lse[kQueries], delta[kQueries];
+};
+
+// Pᵀ and dSᵀ in place of Sᵀ and dPᵀ. With dropout, weights become the dropped ones that dV needs.
+void gradient_tile(int64_t lanes, int64_t nj, float scale, const float* addend, const float* factor,
+                   BackwardScratch& t) {
+    vf k = broadcast(scale), lowest = broadcast(-kInfinity);
+    for (int64_t i = 0; i < lanes; i += VL) {
+        vf lse = load(t.lse + i), delta = load(t.delta + i);
+        for (int64_t j = 0; j < nj; j++) {
+            int64_t at = j * kQueries + i;
+            vf x = load(t.weights + at) * k;
+            if (addend) {
+                vf a = load(addend + at);
+                x = select(a == lowest, lowest, x + a);
+            }
+            vf p = exp_nonpositive(x - lse), dp = load(t.gradient + at);
+            if (factor) {
+                vf f = load(factor + at);
+                dp = select(f == vf{}, vf{}, dp * f);
+                store(t.weights + at, p * f);
+            } else {
+                store(t.weights + at, p);
+            }
+            // A weight of 0 stops a NaN of its value.
+            store(t.gradient + at, select(p == vf{}, vf{}, p * (dp - delta) * k));
+        }
+    }
+}
+
+// delta[i] = Σ_d dO O, and the lse with rows that see nothing made harmless.
+template <class T>
+void query_statistics(const Rows& g, const T* out, int64_t out_row, const float* lse,
+                      int64_t lse_step, int64_t ni, int64_t dim, BackwardScratch& t) {
+    for (int64_t i = 0; i < kQueries; i++) {
+        float total = i < ni ? lse[i * lse_step] : 0.0f;
+        t.lse[i] = total == -kInfinity ? 0.0f : total;
+        vf sum{};
+        if (i < ni)
+            for (int64_t d = 0; d < dim; d += VL) {
+                int64_t left = dim - d;
+                vf a = left >= VL ? load(g.p + i * g.row + d) : load(g.p + i * g.row + d, left);
+                vf b = left >= VL ? load(out + i * out_row + d) : load(out + i * out_row + d, left);
+                sum = fma(a, b, sum);
+            }
+        t.delta[i] = sum_lanes(sum);
+    }
+}
+
+struct Arrays {
+    const Array &g, &q, &k, &v, &out, &lse, &dq, &dk, &dv;
+};
+
+template <class T>
+void key_head(const AttentionShape& s, const AttentionOptions& o, const AttentionMask& m,
+              const Arrays& x, int64_t b, int64_t kv) {
+    int64_t dim = s.dim, wide = padded(dim);
+    Scratch<float> sums(2 * s.n_keys * wide + 1);
+    float *dk = sums.get(), *dv = dk + s.n_keys * wide;
+    std::fill_n(dk, 2 * s.n_keys * wide, 0.0f);
+    // All keys and values of the head as float32 rows, converted once where they are not that already.
+    Scratch<float> copies(2 * s.n_keys * wide + 1);
+    Rows keys = float_rows(head_of<T>(x.k, b, kv, 0), x.k.strides[2], s.n_keys, dim, copies.get());
+    Rows values = float_rows(head_of<T>(x.v, b, kv, 0), x.v.strides[2], s.n_keys, dim,
+                             copies.get() + s.n_keys * wide);
+    Scratch<float> buffer(2 * kQueries * dim + 3 * kQueries * wide);
+    float *q_packed = buffer.get(), *g_packed = q_packed + kQueries * dim;
+    float *q_copy = g_packed + kQueries * dim, *g_copy = q_copy + kQueries * wide;
+    float* dq = g_copy + kQueries * wide;
+    BackwardScratch t;
+    for (int64_t h = kv * s.group(); h < (kv + 1) * s.group(); h++) {
+        for (int64_t i0 = 0; i0 < s.n_queries; i0 += kQueries) {
+            int64_t ni = std::min(kQueries, s.n_queries - i0), lanes = (ni + VL - 1) / VL * VL;
+            Rows q = float_rows(head_of<T>(x.q, b, h, i0), x.q.strides[2], ni, dim, q_copy);
+            Rows g = float_rows(head_of<T>(x.g, b, h, i0), x.g.strides[2], ni, dim, g_copy);
+            transpose_rows(q, ni, dim, q_packed);
+            transpose_rows(g, ni, dim, g_packed);
+            query_statistics(g, head_of<T>(x.out, b, h, i0), x.out.strides[2],
+                             head_of<float>(x.lse, b, h, i0), x.lse.strides[2], ni, dim, t);
+            std::fill_n(dq, kQueries * wide, 0.0f);
+            KeyRange range = keys_seen(s, o, i0, i0 + ni);
+            for (int64_t j0 = range.first / kKeys * kKeys; j0 < range.last; j0 += kKeys) {
+                int64_t nj = std::min(kKeys, s.n_keys - j0);
+                Rows kt{keys.p + j0 * keys.row, keys.row}, vt{values.p + j0 * values.row, values.row};
+                tile_product<false>(nj, lanes, dim, kt.p, kt.row, 1, q_packed, kNR, kNR * dim,
+                                    t.weights, kQueries, false);
+                tile_product<false>(nj, lanes, dim, vt.p, vt.row, 1, g_packed, kNR, kNR * dim,
+                                    t.gradient, kQueries, false);
+                bool masked = m.mask || m.bias || !all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
+                if (masked) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
+                if (o.dropout > 0) fill_dropout(s, o, b, h, i0, ni, j0, nj, t.factor);
+                gradient_tile(lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr,
+                              o.dropout > 0 ? t.factor : nullptr, t);
+                tile_product<false>(nj, wide, ni, t.weights, kQueries, 1, g.p, g.row, kNR,
+                                    dv + j0 * wide, wide, true);
+                tile_product<false>(nj, wide, ni, t.gradient, kQueries, 1, q.p, q.row, kNR,
+                                    dk + j0 * wide, wide, true);
+                if (masked && any_not_finite(kt, nj, dim)) {
+                    weighted_rows_skipping(ni, nj, dim, t.gradient, kt, dq, wide);
+                } else {
+                    tile_product<true>(ni, wide, nj, t.gradient, 1, kQueries, kt.p, kt.row, kNR, dq,
+                                       wide, true);
+                }
+            }
+            store_rows(dq, wide, ni, dim, head_of<T>(x.dq, b, h, i0), x.dq.strides[2]);
+        }
+    }
+    store_rows(dk, wide, s.n_keys, dim, head_of<T>(x.dk, b, kv, 0), x.dk.strides[2]);
+    store_rows(dv, wide, s.n_keys, dim, head_of<T>(x.dv, b, kv, 0), x.dv.strides[2]);
+}
+
+}  // namespace
+
+void attention_bwd(const Array& g, const Array& q, const Array& k, const Array& v, const Array& mask,
+                   const Array& bias, const Array& out, const Array& lse, const Array& dq,
+                   const Array& dk, const Array& dv, double scale, bool causal, int64_t window,
+                   double dropout_p, const Array& rng) {
+    AttentionShape s = attention_shape("attention_bwd", q, k, v);
+    attention_shape("attention_bwd", g, dk, dv);
+    attention_shape("attention_bwd", dq, k, v);
+    AttentionOptions o{scale, causal, window, dropout_p, rng ? philox_key(rng) : PhiloxKey{}};
+    AttentionMask m{mask, bias};
+    if (q.dtype == DType::f64) return attention_bwd_f64(s, g, q, k, v, m, lse, dq, dk, dv, o);
+    Arrays x{g, q, k, v, out, lse, dq, dk, dv};
+    for_float_dtype("attention_bwd", q.dtype, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (!std::is_same_v<T, double>)
+            parallel_for(s.batch * s.kv_heads, [&](int64_t task) {
+                key_head<T>(s, o, m, x, task / s.kv_heads, task % s.kv_heads);
+            });
+    });
+}
+
+}  // namespace mg

@@ -1,0 +1,209 @@
+// Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019) of rows (n_rows, n_cols), optionally of
+// x + residual, which is then written, too.
+//
+// Variance in two passes with the mean corrected by the mean of what is left: E[x²] - E[x]² would lose
+// everything when the mean is large. The saved mean is rounded, so backward corrects it the same way.
+#include "rows.h"
+
+namespace mg {
+namespace {
+
+// The row that is normalised: x, or x + residual rounded to T and kept in summed.
+template <class T>
+const T* summed_row(const Array& x, const Array& residual, const Array& summed, int64_t r) {
+    const T* xr = row<T>(x, r);
+    if (!residual) return xr;
+    const T* rr = row<T>(residual, r);
+    T* out = row<T>(summed, r);
+    for_lanes<T>(x.shape[1], [&](int64_t i, auto tail) {
+        store(out + i, load(xr + i, tail) + load(rr + i, tail), tail);
+    });
+    return out;
+}
+
+// normed * weight + bias, each optional
+template <class T, class V, class Tail>
+MG_INLINE V affine(V normed, const T* weight, const T* bias, int64_t i, Tail tail) {
+    if (weight) normed = normed * load(weight + i, tail);
+    return bias ? normed + load(bias + i, tail) : normed;
+}
+
+template <class T>
+void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, int64_t n, double eps,
+                    typename Lanes<T>::S& mean, typename Lanes<T>::S& rstd) {
+    using V = typename Lanes<T>::V;
+    using S = typename Lanes<T>::S;
+    S count = static_cast<S>(n);
+    S centre =
+        sum_row<T>(n, [&](int64_t i, auto tail) { return load(x + i, tail); }) / count;
+    V c = splat<V>(centre);
+    V left{};  // Σ (x - centre): what rounding the mean left over
+    S squares = sum_row<T>(n, [&](int64_t i, auto tail) {
+        V d = keep_first(load(x + i, tail) - c, tail, 0.0);
+        left += d;
+        return d * d;
+    });
+    S shift = sum_lanes(left) / count;
+    S variance = std::max(squares / count - shift * shift, S(0));
+    S scale = S(1) / std::sqrt(variance + static_cast<S>(eps));
+    V s = splat<V>(shift), k = splat<V>(scale);
+    for_lanes<T>(n, [&](int64_t i, auto tail) {
+        V normed = ((load(x + i, tail) - c) - s) * k;
+        store(out + i, affine(normed, weight, bias, i, tail), tail);
+    });
+    mean = centre + shift;
+    rstd = scale;
+}
+
+template <class T>
+void rms_norm_row(const T* x, const T* weight, T* out, int64_t n, double eps,
+                  typename Lanes<T>::S& rstd) {
+    using V = typename Lanes<T>::V;
+    using S = typename Lanes<T>::S;
+    S squares = sum_row<T>(n, [&](int64_t i, auto tail) {
+        V v = load(x + i, tail);
+        return v * v;
+    });
+    rstd = S(1) / std::sqrt(squares / static_cast<S>(n) + static_cast<S>(eps));
+    V k = splat<V>(rstd);
+    for_lanes<T>(n, [&](int64_t i, auto tail) {
+        store(out + i, affine(V(load(x + i, tail)) * k, weight, static_cast<const T*>(nullptr), i, tail),
+              tail);
+    });
+}
+
+// One row of the gradient: dx (if wanted), and g·normed and g added to the column sums (if wanted).
+template <bool kCentred, class T>
+void norm_bwd_row(const T* g, const T* g_summed, const T* x, const T* weight,
+                  typename Lanes<T>::S mean, typename Lanes<T>::S rstd, T* dx,
+                  typename Lanes<T>::S* dweight, typename Lanes<T>::S* dbias, int64_t n) {
+    using V = typename Lanes<T>::V;
+    using S = typename Lanes<T>::S;
+    const T* none = nullptr;
+    V c = splat<V>(kCentred ? mean : S(0)), k = splat<V>(rstd);
+    S count = static_cast<S>(n);
+    V shift{};
+    if constexpr (kCentred) {
+        shift = splat<V>(sum_row<T>(n, [&](int64_t i, auto tail) {
+                             return keep_first(load(x + i, tail) - c, tail, 0.0);
+                         }) / count);
+    }
+    auto normed = [&](int64_t i, auto tail) { return ((load(x + i, tail) - c) - shift) * k; };
+    if (dx) {
+        V mean_g{};
+        if constexpr (kCentred) {
+            mean_g = splat<V>(sum_row<T>(n, [&](int64_t i, auto tail) {
+                                  return affine(V(load(g + i, tail)), weight, none, i, tail);
+                              }) / count);
+        }
+        V mean_gx = splat<V>(sum_row<T>(n, [&](int64_t i, auto tail) {
+                                 return affine(V(load(g + i, tail)), weight, none, i, tail) *
+                                        normed(i, tail);
+                             }) / count);
+        for_lanes<T>(n, [&](int64_t i, auto tail) {
+            V d = (affine(V(load(g + i, tail)), weight, none, i, tail) - mean_g -
+                   normed(i, tail) * mean_gx) * k;
+            if (g_summed) d = d + load(g_summed + i, tail);
+            store(dx + i, d, tail);
+        });
+    }
+    if (dweight) {
+        for_lanes<T>(n, [&](int64_t i, auto tail) {
+            V add = V(load(g + i, tail)) * normed(i, tail);
+            store(dweight + i, load(dweight + i, tail) + add, tail);
+        });
+    }
+    if (dbias) {
+        for_lanes<T>(n, [&](int64_t i, auto tail) {
+            store(dbias + i, load(dbias + i, tail) + load(g + i, tail), tail);
+        });
+    }
+}
+
+template <bool kCentred>
+void norm_bwd(const char* kernel, const Array& g, const Array& g_summed, const Array& x,
+              const Array& weight, const Array& mean, const Array& rstd, const Array& dx,
+              const Array& dweight, const Array& dbias) {
+    for (const Array* a : {&g, &g_summed, &x, &dx}) check_rows(kernel, *a, x);
+    int64_t n_rows = x.shape[0], n_cols = x.shape[1];
+    for (const Array* v : {&weight, &dweight, &dbias}) check_vector(kernel, *v, n_cols, x.dtype);
+    int64_t rows = block_rows(n_rows, n_cols), blocks = n_rows ? (n_rows + rows - 1) / rows : 0;
+    for_float_dtype(kernel, x.dtype, [&](auto type) {
+        using T = decltype(type);
+        using S = typename Lanes<T>::S;
+        check_vector(kernel, mean, n_rows, Lanes<T>::statistics);
+        check_vector(kernel, rstd, n_rows, Lanes<T>::statistics);
+        bool sums = dweight || dbias;
+        Scratch<S> partial(sums ? 2 * blocks * n_cols + 1 : 1);
+        parallel_for(blocks, [&](int64_t block) {
+            S* weight_sums = dweight ? partial.get() + 2 * block * n_cols : nullptr;
+            S* bias_sums = dbias ? partial.get() + (2 * block + 1) * n_cols : nullptr;
+            if (weight_sums) std::fill_n(weight_sums, n_cols, S(0));
+            if (bias_sums) std::fill_n(bias_sums, n_cols, S(0));
+            for (int64_t r = block * rows; r < std::min(n_rows, (block + 1) * rows); r++)
+                norm_bwd_row<kCentred, T>(row<T>(g, r), row<T>(g_summed, r), row<T>(x, r),
+                                          weight.ptr<T>(), kCentred ? mean.ptr<S>()[r] : S(0),
+                                          rstd.ptr<S>()[r], row<T>(dx, r), weight_sums, bias_sums,
+                                          n_cols);
+        });
+        if (dweight) add_blocks(partial.get(), blocks, 2 * n_cols, n_cols, dweight.ptr<T>());
+        if (dbias) add_blocks(partial.get() + n_cols, blocks, 2 * n_cols, n_cols, dbias.ptr<T>());
+    });
+}
+
+}  // namespace
+
+void layer_norm_fwd(const Array& x, const Array& residual, const Array& weight, const Array& bias,
+                    const Array& out, const Array& summed, const Array& mean, const Array& rstd,
+                    double eps) {
+    const char* kernel = "layer_norm_fwd";
+    for (const Array* a : {&x, &residual, &out, &summed}) check_rows(kernel, *a, x);
+    int64_t n_cols = x.shape[1];
+    for (const Array* v : {&weight, &bias}) check_vector(kernel, *v, n_cols, x.dtype);
+    if (n_cols == 0) return;
+    for_float_dtype(kernel, x.dtype, [&](auto type) {
+        using T = decltype(type);
+        using S = typename Lanes<T>::S;
+        check_vector(kernel, mean, x.shape[0], Lanes<T>::statistics);
+        check_vector(kernel, rstd, x.shape[0], Lanes<T>::statistics);
+        parallel_chunks(x.shape[0], rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; r++)
+                layer_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(),
+                               bias.ptr<T>(), row<T>(out, r), n_cols, eps, mean.ptr<S>()[r],
+                               rstd.ptr<S>()[r]);
+        });
+    });
+}
+
+// g_summed: the gradient that reached x + residual by other ways, added to dx. x: the row that was normalised.
+void layer_norm_bwd(const Array& g, const Array& g_summed, const Array& x, const Array& weight,
+                    const Array& mean, const Array& rstd, const Array& dx, const Array& dweight,
+                    const Array& dbias) {
+    norm_bwd<true>("layer_norm_bwd", g, g_summed, x, weight, mean, rstd, dx, dweight, dbias);
+}
+
+void rms_norm_fwd(const Array& x, const Array& residual, const Array& weight, const Array& out,
+                  const Array& summed, const Array& rstd, double eps) {
+    const char* kernel = "rms_norm_fwd";
+    for (const Array* a : {&x, &residual, &out, &summed}) check_rows(kernel, *a, x);
+    int64_t n_cols = x.shape[1];
+    check_vector(kernel, weight, n_cols, x.dtype);
+    if (n_cols == 0) return;
+    for_float_dtype(kernel, x.dtype, [&](auto type) {
+        using T = decltype(type);
+        using S = typename Lanes<T>::S;
+        check_vector(kernel, rstd, x.shape[0], Lanes<T>::statistics);
+        parallel_chunks(x.shape[0], rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; r++)
+                rms_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(),
+                             row<T>(out, r), n_cols, eps, rstd.ptr<S>()[r]);
+        });
+    });
+}
+
+void rms_norm_bwd(const Array& g, const Array& g_summed, const Array& x, const Array& weight,
+                  const Array& rstd, const Array& dx, const Array& dweight) {
+    norm_bwd<false>("rms_norm_bwd", g, g_summed, x, weight, Array(), rstd, dx, dweight, Array());
+}
+
+}  // namespace mg

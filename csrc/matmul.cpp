@@ -1,0 +1,245 @@
+// The matrix product out (…, M, N) = a (…, M, K) @ b (…, K, N) [+ bias (N,)] [+ out], float32 accumulation.
+//
+// Blocking after Goto and van de Geijn (2008): B is packed in panels of kNR columns, cooperatively, in chunks
+// that stay in the outer caches; blocks of kMC rows of A are tasks (A is packed too unless its rows are
+// contiguous); K runs in blocks of kKC, and matmul_kernel.h does a kMR × kNR block of C for one of them.
+//
+// One order of accumulation: an element of C is a chain of multiply-adds over k inside a K block, and K blocks are
+// added in order, bias last. Nothing of that depends on M, N, strides, batch or threads, so a row has the
+// same bits in a batch of 1 and of 64.
+#include "matmul_kernel.h"
+
+namespace mg {
+namespace {
+
+constexpr int64_t kMC = 16 * kMR;  // AVX2: 96 × 256 float32 = 96 KB of A, in a 512 KB L2
+constexpr int64_t kChunkElements = 1 << 19;  // packed B at a time: 2 MB, an outer cache's share
+constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
+constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
+constexpr int64_t kSmallWork = 1 << 17;      // multiply-adds not worth a second thread (some 2 us)
+constexpr int64_t kTasks = 12;               // tasks to aim for when blocks of rows are few
+
+struct Product {
+    int64_t m, n, k;
+    Matrix a, b;        // b(k, j)
+    float* c;
+    int64_t c_row;
+    const float* bias;  // (n,), float32
+    bool add;
+
+    // The block of C at (i, j), for the K block that starts at k0.
+    Store store_at(int64_t i, int64_t j, int64_t k0) const {
+        bool last = k0 + kKC >= k;
+        return {c + i * c_row + j, c_row, add || k0 > 0, last && bias ? bias + j : nullptr};
+    }
+    bool direct_a() const { return a.dtype == DType::f32 && a.col == 1; }
+    // Column j of B as a row, for packing.
+    Matrix b_panel(int64_t k0, int64_t j) const {
+        Matrix x = b.at(k0, j);
+        return {x.p, x.dtype, b.col, b.row};
+    }
+};
+
+// Rows [i0, i1) by one packed panel of columns, for one K block; a_packed is null when A is read in place.
+void panel_rows(const Product& p, const float* a_packed, const float* panel, int64_t i0, int64_t i1,
+                int64_t j, int64_t k0, int64_t kc) {
+    int64_t cols = std::min<int64_t>(kNR, p.n - j);
+    for (int64_t i = i0; i < i1; i += kMR) {
+        int64_t rows = std::min<int64_t>(kMR, i1 - i);
+        Store s = p.store_at(i, j, k0);
+        if (a_packed) {
+            const float* a = a_packed + (i - i0) * kc;
+            if (cols > VL) {
+                micro_rows<2, true>(kc, a, 0, panel, s, rows, cols);
+            } else {
+                micro_rows<1, true>(kc, a, 0, panel, s, rows, cols);
+            }
+        } else {
+            const float* a = p.a.at(i, k0).floats();
+            if (cols > VL) {
+                micro_rows<2, false>(kc, a, p.a.row, panel, s, rows, cols);
+            } else {
+                micro_rows<1, false>(kc, a, p.a.row, panel, s, rows, cols);
+            }
+        }
+    }
+}
+
+void pack_a(const Product& p, int64_t i0, int64_t i1, int64_t k0, int64_t kc, float* out) {
+    for (int64_t i = i0; i < i1; i += kMR)
+        pack_panel(p.a.at(i, k0), std::min<int64_t>(kMR, i1 - i), kc, kMR, out + (i - i0) * kc);
+}
+
+// Few rows (decoding): tasks are panels of columns, each packed into L1 and used at once, so that B is read
+// from memory once and written nowhere.
+void few_rows(const Product& p) {
+    int64_t panels = (p.n + kNR - 1) / kNR;
+    int64_t per_task = std::max<int64_t>(1, kSmallWork / (p.k * kNR * std::max<int64_t>(p.m, 4)));
+    Scratch<float> a_packed(p.direct_a() ? 1 : kFewRows * (p.k + kKC));
+    if (!p.direct_a())
+        for (int64_t k0 = 0; k0 < p.k; k0 += kKC)
+            pack_a(p, 0, p.m, k0, std::min(kKC, p.k - k0), a_packed.get() + kFewRows * k0);
+    parallel_chunks(panels, per_task, [&](int64_t begin, int64_t end) {
+        alignas(64) float panel[kKC * kNR];
+        for (int64_t j = begin; j < end; j++)
+            for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
+                int64_t kc = std::min(kKC, p.k - k0);
+                pack_panel(p.b_panel(k0, j * kNR), std::min<int64_t>(kNR, p.n - j * kNR), kc, kNR,
+                           panel);
+                panel_rows(p, p.direct_a() ? nullptr : a_packed.get() + kFewRows * k0, panel, 0,
+                           p.m, j * kNR, k0, kc);
+            }
+    });
+}
+
+// All rows by the columns [j0, j0 + n) and the inner range [k_begin, k_end).
+void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_end, float* packed) {
+    int64_t panels = (n + kNR - 1) / kNR, k_blocks = (k_end - k_begin + kKC - 1) / kKC;
+    int64_t depth = k_end - k_begin;
+    auto panel_at = [&](int64_t kb, int64_t j) {
+        int64_t kc = std::min(kKC, depth - kb * kKC);
+        return packed + kb * kKC * panels * kNR + j * kc * kNR;
+    };
+    parallel_chunks(panels * k_blocks, std::max<int64_t>(1, kTaskElements / 2 / (kKC * kNR)),
+                    [&](int64_t begin, int64_t end) {
+                        for (int64_t t = begin; t < end; t++) {
+                            int64_t kb = t / panels, j = t % panels, k0 = k_begin + kb * kKC;
+                            pack_panel(p.b_panel(k0, j0 + j * kNR),
+                                       std::min<int64_t>(kNR, n - j * kNR),
+                                       std::min(kKC, k_end - k0), kNR, panel_at(kb, j));
+                        }
+                    });
+    bool small = p.m * n * depth < kSmallWork;
+    int64_t row_step = small ? (p.m + kMR - 1) / kMR * kMR : kMC;
+    int64_t row_blocks = (p.m + row_step - 1) / row_step;
+    int64_t column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
+    int64_t panel_step = (panels + column_blocks - 1) / column_blocks;
+    column_blocks = (panels + panel_step - 1) / panel_step;
+    parallel_for(row_blocks * column_blocks, [&](int64_t task) {
+        int64_t i0 = task / column_blocks * row_step, i1 = std::min(p.m, i0 + row_step);
+        int64_t first = task % column_blocks * panel_step;
+        int64_t last = std::min(panels, first + panel_step);
+        Scratch<float> a_packed(p.direct_a() ? 1 : (i1 - i0 + kMR) * kKC);
+        for (int64_t kb = 0; kb < k_blocks; kb++) {
+            int64_t k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
+            if (!p.direct_a()) pack_a(p, i0, i1, k0, kc, a_packed.get());
+            for (int64_t j = first; j < last; j++)
+                panel_rows(p, p.direct_a() ? nullptr : a_packed.get(), panel_at(kb, j), i0, i1,
+                           j0 + j * kNR, k0, kc);
+        }
+    });
+}
+
+void product(const Product& p) {
+    if (p.m == 0 || p.n == 0) return;
+    if (p.k == 0) {
+        for (int64_t i = 0; i < p.m; i++)
+            for (int64_t j = 0; j < p.n; j++) {
+                float before = p.add ? p.c[i * p.c_row + j] : 0.0f;
+                p.c[i * p.c_row + j] = before + (p.bias ? p.bias[j] : 0.0f);
+            }
+        return;
+    }
+    if (p.m <= kFewRows) return few_rows(p);
+    int64_t super = std::min(p.k, kSuperK);
+    int64_t columns = std::max<int64_t>(kNR, kChunkElements / super / kNR * kNR);
+    columns = std::min(columns, (p.n + kNR - 1) / kNR * kNR);
+    Scratch<float> packed((super + kKC) * columns);
+    for (int64_t k = 0; k < p.k; k += super)
+        for (int64_t j = 0; j < p.n; j += columns)
+            chunk(p, j, std::min(columns, p.n - j), k, std::min(p.k, k + super), packed.get());
+}
+
+Matrix matrix_of(const Array& x, int64_t offset) {
+    return {x.data + offset * itemsize(x.dtype), x.dtype, x.strides[x.ndim - 2],
+            x.strides[x.ndim - 1]};
+}
+
+// Element offset of batch entry `index` (over the batch dimensions of out) in x, whose missing leading
+// dimensions are broadcast.
+int64_t batch_offset(const Array& x, const Array& out, int64_t index) {
+    int64_t offset = 0;
+    for (int d = out.ndim - 3; d >= 0; d--) {
+        int own = d - (out.ndim - x.ndim);
+        if (own >= 0 && x.shape[own] > 1) offset += index % out.shape[d] * x.strides[own];
+        index /= out.shape[d];
+    }
+    return offset;
+}
+
+void check(const Array& a, const Array& b, const Array& bias, const Array& out) {
+    auto half_or_float = [](const Array& x) {
+        return x.dtype == DType::f32 || x.dtype == DType::bf16 || x.dtype == DType::f16;
+    };
+    for (const Array* x : {&a, &b, &out})
+        if (!half_or_float(*x)) unsupported("matmul", x->dtype, "float32, bfloat16, float16");
+    int64_t n = out.shape[out.ndim - 1];
+    bool fits = a.ndim >= 2 && b.ndim >= 2 && out.ndim >= 2 &&
+                a.shape[a.ndim - 1] == b.shape[b.ndim - 2] &&
+                a.shape[a.ndim - 2] == out.shape[out.ndim - 2] && b.shape[b.ndim - 1] == n &&
+                (n <= 1 || out.strides[out.ndim - 1] == 1);
+    if (!fits) throw std::invalid_argument("matmul: shapes do not fit, or rows of out have gaps");
+    if (bias && (bias.ndim != 1 || bias.shape[0] != n || !half_or_float(bias)))
+        throw std::invalid_argument("matmul: expected a bias of one value a column");
+}
+
+}  // namespace
+
+void matmul(const Array& a, const Array& b, const Array& bias, const Array& out, bool accumulate) {
+    check(a, b, bias, out);
+    int64_t m = out.shape[out.ndim - 2], n = out.shape[out.ndim - 1], k = a.shape[a.ndim - 1];
+    int64_t batch = 1;
+    for (int d = 0; d < out.ndim - 2; d++) batch *= out.shape[d];
+
+    Scratch<float> wide_bias(bias ? n : 1);
+    if (bias)
+        for (int64_t j = 0; j < n; j++)
+            for_float_dtype("matmul", bias.dtype, [&](auto type) {
+                using T = decltype(type);
+                if constexpr (!std::is_same_v<T, double>)
+                    wide_bias[j] = element(bias.ptr<T>() + j * bias.strides[0]);
+            });
+
+    auto one = [&](int64_t index) {
+        Product p{m, n, k, matrix_of(a, batch_offset(a, out, index)),
+                  matrix_of(b, batch_offset(b, out, index)), nullptr, out.strides[out.ndim - 2],
+                  bias ? wide_bias.get() : nullptr, accumulate};
+        int64_t offset = batch_offset(out, out, index);
+        if (out.dtype == DType::f32) {
+            p.c = out.ptr<float>() + offset;
+            return product(p);
+        }
+        // A half-typed result is rounded once, from float32.
+        Scratch<float> wide(m * n + 1);
+        p.c = wide.get();
+        p.c_row = n;
+        for_float_dtype("matmul", out.dtype, [&](auto type) {
+            using T = decltype(type);
+            if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>) {
+                T* to = out.ptr<T>() + offset;
+                int64_t row = out.strides[out.ndim - 2];
+                if (accumulate)
+                    for (int64_t i = 0; i < m; i++)
+                        for (int64_t j = 0; j < n; j++) wide[i * n + j] = element(to + i * row + j);
+                product(p);
+                for (int64_t i = 0; i < m; i++) {
+                    int64_t j = 0;
+                    for (; j + VL <= n; j += VL) store(to + i * row + j, load(wide.get() + i * n + j));
+                    if (j < n) store(to + i * row + j, load(wide.get() + i * n + j, n - j), n - j);
+                }
+            }
+        });
+    };
+    // Many products: one a task, each on its thread. Few: one after the other, each on all threads.
+    constexpr int64_t kManyProducts = 4;
+    if (batch >= kManyProducts) {
+        parallel_chunks(batch, std::max<int64_t>(1, kSmallWork / std::max<int64_t>(m * n * k, 1)),
+                        [&](int64_t begin, int64_t end) {
+                            for (int64_t i = begin; i < end; i++) one(i);
+                        });
+    } else {
+        for (int64_t i = 0; i < batch; i++) one(i);
+    }
+}
+
+}  // namespace mg

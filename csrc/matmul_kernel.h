@@ -1,0 +1,165 @@
+// The innermost loop of the matrix product, and the packing that feeds it.
+//
+// A block of C, kMR rows by kNR columns, lives in registers while k runs over one K block:
+//   AVX2 6 × 16 (12 of 16 registers), AVX-512 14 × 32 (28 of 32), otherwise 4 × 8 (8 of 16).
+// Every element of C is one chain of fused multiply-adds over k, whatever the block it falls into.
+#pragma once
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace mg {
+
+#if defined(MG_AVX512)
+constexpr int kMR = 14;
+#elif defined(MG_AVX2)
+constexpr int kMR = 6;
+#else
+constexpr int kMR = 4;
+#endif
+constexpr int kNR = 2 * VL;
+// A B panel (kKC × kNR float32) takes half of a 32 KB L1 on AVX2, 32 of 48 KB on AVX-512.
+constexpr int64_t kKC = 256;
+
+// What happens to a finished block: C = [C +] block [+ bias].
+struct Store {
+    float* c;       // top left of the block
+    int64_t row;    // row stride of C
+    bool add;       // C already holds earlier K blocks (or is accumulated into)
+    const float* bias;  // of the block's first column, or null
+};
+
+MG_INLINE void store_block(const Store& s, int64_t r, int64_t first, vf value, int64_t cols) {
+    float* at = s.c + r * s.row + first;
+    if (cols >= VL) {
+        if (s.add) value = load(at) + value;
+        if (s.bias) value = value + load(s.bias + first);
+        store(at, value);
+    } else if (cols > 0) {
+        if (s.add) value = load(at, cols) + value;
+        if (s.bias) value = value + load(s.bias + first, cols);
+        store(at, value, cols);
+    }
+}
+
+// kRows × (kVectors * VL) of C from a, read at a[r * a_row + k * a_col], and a packed B panel.
+// kPacked: a is packed (a_row 1, a_col kMR); else its columns are next to each other (a_col 1).
+template <int kRows, int kVectors, bool kPacked>
+void micro_kernel(int64_t kc, const float* a, int64_t a_row, const float* b, const Store& s,
+                  int64_t rows, int64_t cols) {
+    vf sum[kRows][kVectors];
+    for (int r = 0; r < kRows; r++)
+        for (int v = 0; v < kVectors; v++) sum[r][v] = vf{};
+    const float* at[kRows];
+    if (!kPacked)
+        // Rows beyond the last read it again; their sums are not stored.
+        for (int r = 0; r < kRows; r++) at[r] = a + std::min<int64_t>(r, rows - 1) * a_row;
+#pragma GCC unroll 2
+    for (int64_t k = 0; k < kc; k++) {
+        vf column[kVectors];
+        for (int v = 0; v < kVectors; v++) column[v] = load(b + k * kNR + v * VL);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; r++) {
+            vf x = broadcast(kPacked ? a[k * kMR + r] : at[r][k]);
+            for (int v = 0; v < kVectors; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
+        }
+    }
+    if (rows == kRows && cols >= kVectors * VL) {
+        for (int r = 0; r < kRows; r++)
+            for (int v = 0; v < kVectors; v++) store_block(s, r, v * VL, sum[r][v], VL);
+        return;
+    }
+    for (int r = 0; r < kRows; r++)
+        if (r < rows)
+            for (int v = 0; v < kVectors; v++)
+                store_block(s, r, v * VL, sum[r][v], cols - v * VL);
+}
+
+template <int kVectors, bool kPacked>
+MG_INLINE void micro_rows(int64_t kc, const float* a, int64_t a_row, const float* b, const Store& s,
+                          int64_t rows, int64_t cols) {
+    if (rows == 1) return micro_kernel<1, kVectors, kPacked>(kc, a, a_row, b, s, rows, cols);
+    if (rows == 2) return micro_kernel<2, kVectors, kPacked>(kc, a, a_row, b, s, rows, cols);
+    if (rows <= 4) return micro_kernel<4, kVectors, kPacked>(kc, a, a_row, b, s, rows, cols);
+    if constexpr (kMR > 8)
+        if (rows <= 8) return micro_kernel<8, kVectors, kPacked>(kc, a, a_row, b, s, rows, cols);
+    if constexpr (kMR > 4) micro_kernel<kMR, kVectors, kPacked>(kc, a, a_row, b, s, rows, cols);
+}
+
+// ---- packing ----
+
+// A strided float matrix, element (i, j) at p[i * row + j * col]; converted when it is of a half type.
+struct Matrix {
+    const char* p;
+    DType dtype;
+    int64_t row, col;
+
+    Matrix at(int64_t i, int64_t j) const {
+        return {p + (i * row + j * col) * itemsize(dtype), dtype, row, col};
+    }
+    const float* floats() const { return reinterpret_cast<const float*>(p); }
+};
+
+MG_INLINE float element(const float* p) { return *p; }
+MG_INLINE float element(const bf16* p) { return to_float(*p); }
+MG_INLINE float element(const f16* p) { return to_float(*p); }
+
+#if defined(MG_AVX512) || defined(MG_AVX2)
+// 8 × 8 floats transposed in registers: out[j * out_row + i] = x[i * x_row + j].
+inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out_row) {
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(x + i * x_row);
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    }
+    for (int h = 0; h < 2; h++) {
+        r[4 * h + 0] = _mm256_shuffle_ps(t[4 * h], t[4 * h + 2], 0x44);
+        r[4 * h + 1] = _mm256_shuffle_ps(t[4 * h], t[4 * h + 2], 0xee);
+        r[4 * h + 2] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0x44);
+        r[4 * h + 3] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
+        _mm256_storeu_ps(out + (4 + i) * out_row, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+    }
+}
+#endif
+
+// out[k * width + i] = x(i, k) for i < n (the rest of the width 0), k < kc: rows side by side. Serves A panels
+// (x = A, width kMR) and B panels (x = Bᵀ, width kNR).
+template <class T>
+void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, int width, float* out) {
+    if (n < width) std::fill_n(out, kc * width, 0.0f);
+    if (row == 1) {
+        for (int64_t k = 0; k < kc; k++)
+            for (int64_t i = 0; i < n; i++) out[k * width + i] = element(x + k * col + i);
+        return;
+    }
+    int64_t i = 0;
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    if constexpr (std::is_same_v<T, float>) {
+        if (col == 1) {
+            for (; i + 8 <= n; i += 8) {
+                int64_t k = 0;
+                for (; k + 8 <= kc; k += 8)
+                    transpose_8x8(x + i * row + k, row, out + k * width + i, width);
+                for (; k < kc; k++)
+                    for (int64_t j = i; j < i + 8; j++) out[k * width + j] = x[j * row + k];
+            }
+        }
+    }
+#endif
+    for (; i < n; i++)
+        for (int64_t k = 0; k < kc; k++) out[k * width + i] = element(x + i * row + k * col);
+}
+
+inline void pack_panel(const Matrix& x, int64_t n, int64_t kc, int width, float* out) {
+    for_float_dtype("matmul", x.dtype, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (!std::is_same_v<T, double>)
+            pack_panel(reinterpret_cast<const T*>(x.p), x.row, x.col, n, kc, width, out);
+    });
+}
+
+}  // namespace mg

@@ -1,0 +1,140 @@
+// What row kernels share: one loop for vectors of float32 (which serve float32, bfloat16 and float16) and for
+// double scalars, checks of their arrays, and sums that stay accurate over long rows.
+#pragma once
+
+#include "parallel.h"
+#include "simd.h"
+#include "vmath.h"
+
+namespace mg {
+
+// How a row of T is computed on: the lane type, the scalar of statistics, and lanes per step.
+template <class T>
+struct Lanes {
+    using V = vf;
+    using S = float;
+    static constexpr int N = VL;
+    static constexpr DType statistics = DType::f32;
+};
+template <>
+struct Lanes<double> {
+    using V = double;
+    using S = double;
+    static constexpr int N = 1;
+    static constexpr DType statistics = DType::f64;
+};
+
+MG_INLINE double load(const double* p) { return *p; }
+MG_INLINE double load(const double* p, int64_t) { return *p; }
+MG_INLINE void store(double* p, double v) { *p = v; }
+MG_INLINE void store(double* p, double v, int64_t) { *p = v; }
+MG_INLINE double sum_lanes(double v) { return v; }
+MG_INLINE double max_lanes(double v) { return v; }
+MG_INLINE double keep_first(double v, int64_t, double) { return v; }
+MG_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+
+// A whole step of lanes, where the last step of a row gets a count.
+struct Whole {};
+template <class T>
+MG_INLINE auto load(const T* p, Whole) {
+    return load(p);
+}
+template <class T, class V>
+MG_INLINE void store(T* p, V v, Whole) {
+    store(p, v);
+}
+template <class V>
+MG_INLINE V keep_first(V v, Whole, double) {
+    return v;
+}
+
+// body(i, Whole) for whole steps over n elements of T, then body(i, count) for the rest.
+template <class T, class Body>
+MG_INLINE void for_lanes(int64_t n, Body&& body) {
+    constexpr int N = Lanes<T>::N;
+    int64_t i = 0;
+    for (; i + N <= n; i += N) body(i, Whole{});
+    if (i < n) body(i, n - i);
+}
+
+// Sums in blocks of this many steps, so that the error does not grow with the length of a row.
+constexpr int64_t kSumBlock = 64;
+
+// Σ term(i, tail) over a row, lanes beyond the end counted as 0 (term must give 0 there).
+template <class T, class Term>
+MG_INLINE typename Lanes<T>::S sum_row(int64_t n, Term&& term) {
+    using V = typename Lanes<T>::V;
+    constexpr int N = Lanes<T>::N;
+    V total{};
+    int64_t i = 0;
+    while (i + N <= n) {
+        int64_t end = std::min(n - N, i + (kSumBlock - 1) * N);
+        V block{};
+        for (; i <= end; i += N) block += term(i, Whole{});
+        total += block;
+    }
+    if (i < n) total += term(i, n - i);
+    return sum_lanes(total);
+}
+
+template <class T>
+MG_INLINE typename Lanes<T>::S max_row(const T* x, int64_t n) {
+    using V = typename Lanes<T>::V;
+    const double lowest = -std::numeric_limits<double>::infinity();
+    V top = splat<V>(lowest);
+    for_lanes<T>(n, [&](int64_t i, auto tail) {
+        top = maximum(top, keep_first(load(x + i, tail), tail, lowest));
+    });
+    return max_lanes(top);
+}
+
+// ---- argument checks ----
+
+inline void check_rows(const char* kernel, const Array& x, const Array& like) {
+    if (!x) return;
+    bool fits = x.ndim == 2 && x.dtype == like.dtype && x.shape[0] == like.shape[0] &&
+                x.shape[1] == like.shape[1] && (x.shape[1] <= 1 || x.strides[1] == 1);
+    if (!fits)
+        throw std::invalid_argument(std::string(kernel) +
+                                    ": expected (n_rows, n_cols) arrays of one shape and dtype with "
+                                    "unit column stride");
+}
+inline void check_vector(const char* kernel, const Array& v, int64_t n, DType dtype) {
+    if (!v) return;
+    if (v.ndim != 1 || v.shape[0] != n || v.dtype != dtype || (n > 1 && v.strides[0] != 1))
+        throw std::invalid_argument(std::string(kernel) + ": expected a contiguous vector of " +
+                                    std::to_string(n) + " " + dtype_name(dtype));
+}
+
+template <class T>
+MG_INLINE T* row(const Array& x, int64_t r) {
+    return x ? x.ptr<T>() + r * x.strides[0] : nullptr;
+}
+
+// ---- column sums of rows processed in blocks, added in order ----
+
+// Rows of a block: enough for a task, and at most kMaxBlocks blocks.
+constexpr int64_t kMaxBlocks = 32;
+inline int64_t block_rows(int64_t n_rows, int64_t n_cols) {
+    return std::max(rows_per_task(n_cols), (n_rows + kMaxBlocks - 1) / kMaxBlocks);
+}
+
+// out[c] = Σ over blocks of partial[block][c].
+template <class T, class S>
+void add_blocks(const S* partial, int64_t n_blocks, int64_t stride, int64_t n_cols, T* out) {
+    parallel_chunks(n_cols, rows_per_task(n_blocks), [&](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; c++) {
+            double total = 0;
+            for (int64_t b = 0; b < n_blocks; b++) total += partial[b * stride + c];
+            if constexpr (std::is_same_v<T, bf16>) {
+                out[c] = to_bf16(static_cast<float>(total));
+            } else if constexpr (std::is_same_v<T, f16>) {
+                out[c] = to_f16(static_cast<float>(total));
+            } else {
+                out[c] = static_cast<T>(total);
+            }
+        }
+    });
+}
+
+}  // namespace mg

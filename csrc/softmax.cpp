@@ -1,0 +1,126 @@
+// softmax, log_softmax and logsumexp of rows: (n_rows, n_cols), unit column stride, any row stride.
+//
+// The maximum is taken first (Milakov and Gimelshein 2018 name the one-pass form; with the row in cache the
+// second read is free, and there is no rescaling to lose accuracy by).
+#include "rows.h"
+
+namespace mg {
+namespace {
+
+template <class T>
+void softmax_row(const T* x, T* out, int64_t n) {
+    using V = typename Lanes<T>::V;
+    constexpr bool keeps = std::is_same_v<T, float> || std::is_same_v<T, double>;
+    V top = splat<V>(max_row(x, n));
+    auto sum = sum_row<T>(n, [&](int64_t i, auto tail) {
+        V e = keep_first(exp_nonpositive(load(x + i, tail) - top), tail, 0.0);
+        if constexpr (keeps) store(out + i, e, tail);
+        return e;
+    });
+    V scale = splat<V>(1) / splat<V>(sum);
+    for_lanes<T>(n, [&](int64_t i, auto tail) {
+        // Half types would round twice through out: their exponentials are computed again.
+        V e = keeps ? V(load(out + i, tail)) : exp_nonpositive(load(x + i, tail) - top);
+        store(out + i, e * scale, tail);
+    });
+}
+
+template <class T>
+typename Lanes<T>::S log_sum(const T* x, int64_t n, typename Lanes<T>::S top) {
+    using V = typename Lanes<T>::V;
+    V shift = splat<V>(top);
+    auto sum = sum_row<T>(n, [&](int64_t i, auto tail) {
+        return keep_first(exp_nonpositive(load(x + i, tail) - shift), tail, 0.0);
+    });
+    return std::log(sum);
+}
+
+template <class Body>
+void for_rows(const char* kernel, const Array& x, Body&& body) {
+    for_float_dtype(kernel, x.dtype, [&](auto type) {
+        if (x.shape[1] == 0) return;
+        parallel_chunks(x.shape[0], rows_per_task(x.shape[1]), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; r++) body(type, r);
+        });
+    });
+}
+
+}  // namespace
+
+void softmax_fwd(const Array& x, const Array& out) {
+    check_rows("softmax_fwd", x, x);
+    check_rows("softmax_fwd", out, x);
+    for_rows("softmax_fwd", x, [&](auto type, int64_t r) {
+        using T = decltype(type);
+        softmax_row(row<T>(x, r), row<T>(out, r), x.shape[1]);
+    });
+}
+
+// dx = y (g - Σ g y)
+void softmax_bwd(const Array& g, const Array& y, const Array& dx) {
+    for (const Array* a : {&g, &y, &dx}) check_rows("softmax_bwd", *a, y);
+    for_rows("softmax_bwd", y, [&](auto type, int64_t r) {
+        using T = decltype(type);
+        using V = typename Lanes<T>::V;
+        const T *gr = row<T>(g, r), *yr = row<T>(y, r);
+        T* out = row<T>(dx, r);
+        V inner = splat<V>(sum_row<T>(y.shape[1], [&](int64_t i, auto tail) {
+            return load(gr + i, tail) * load(yr + i, tail);
+        }));
+        for_lanes<T>(y.shape[1], [&](int64_t i, auto tail) {
+            store(out + i, V(load(yr + i, tail)) * (load(gr + i, tail) - inner), tail);
+        });
+    });
+}
+
+void log_softmax_fwd(const Array& x, const Array& out) {
+    check_rows("log_softmax_fwd", x, x);
+    check_rows("log_softmax_fwd", out, x);
+    for_rows("log_softmax_fwd", x, [&](auto type, int64_t r) {
+        using T = decltype(type);
+        using V = typename Lanes<T>::V;
+        const T* xr = row<T>(x, r);
+        T* to = row<T>(out, r);
+        auto top = max_row(xr, x.shape[1]);
+        V shift = splat<V>(top), total = splat<V>(log_sum(xr, x.shape[1], top));
+        for_lanes<T>(x.shape[1], [&](int64_t i, auto tail) {
+            store(to + i, (load(xr + i, tail) - shift) - total, tail);
+        });
+    });
+}
+
+// dx = g - exp(y) Σ g
+void log_softmax_bwd(const Array& g, const Array& y, const Array& dx) {
+    for (const Array* a : {&g, &y, &dx}) check_rows("log_softmax_bwd", *a, y);
+    for_rows("log_softmax_bwd", y, [&](auto type, int64_t r) {
+        using T = decltype(type);
+        using V = typename Lanes<T>::V;
+        const T *gr = row<T>(g, r), *yr = row<T>(y, r);
+        T* out = row<T>(dx, r);
+        V total = splat<V>(
+            sum_row<T>(y.shape[1], [&](int64_t i, auto tail) { return load(gr + i, tail); }));
+        for_lanes<T>(y.shape[1], [&](int64_t i, auto tail) {
+            store(out + i, load(gr + i, tail) - exp(V(load(yr + i, tail))) * total, tail);
+        });
+    });
+}
+
+// out (n_rows,); of a row of -infinity, -infinity
+void logsumexp_fwd(const Array& x, const Array& out) {
+    check_rows("logsumexp_fwd", x, x);
+    check_vector("logsumexp_fwd", out, x.shape[0], x.dtype);
+    for_rows("logsumexp_fwd", x, [&](auto type, int64_t r) {
+        using T = decltype(type);
+        auto top = max_row(row<T>(x, r), x.shape[1]);
+        auto value = std::isinf(top) ? top : top + log_sum(row<T>(x, r), x.shape[1], top);
+        if constexpr (std::is_same_v<T, bf16>) {
+            out.ptr<T>()[r] = to_bf16(value);
+        } else if constexpr (std::is_same_v<T, f16>) {
+            out.ptr<T>()[r] = to_f16(value);
+        } else {
+            out.ptr<T>()[r] = value;
+        }
+    });
+}
+
+}  // namespace mg

@@ -1,0 +1,300 @@
+// Elementary functions on vectors of float32, each with a twin for double scalars (from <cmath>), so that an
+// expression can be written once for both. No function branches on a lane, so a lane's result never
+// depends on its neighbours. Stated errors are the worst seen against float64 over all binades
+// (tests/test_accuracy.py); results below the least normal number are flushed to zero by the caller's mode.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "simd.h"
+
+namespace mg {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// c[0] + c[1] x + … by Horner's rule.
+template <int N>
+MG_INLINE vf polynomial(vf x, const float (&c)[N]) {
+    vf y = broadcast(c[N - 1]);
+    for (int i = N - 2; i >= 0; i--) y = fma(y, x, broadcast(c[i]));
+    return y;
+}
+
+// ---- rounding to integers ----
+
+MG_INLINE vf round(vf x) {  // halves to even
+    // Adding and taking away 1.5 * 2^23 leaves the integer part in the rounding mode; larger values are whole.
+    vf magic = broadcast(12582912.0f);
+    vf r = (x + magic) - magic;
+    vi sign = as_int(x) & INT32_MIN;
+    r = as_float((as_int(r) & INT32_MAX) | sign);
+    return select(abs(x) < broadcast(4194304.0f), r, x);
+}
+MG_INLINE vf floor(vf x) {
+    vf r = round(x);
+    return select(r > x, r - broadcast(1.0f), r);
+}
+MG_INLINE vf ceil(vf x) {
+    vf r = round(x);
+    vf up = r + broadcast(1.0f);
+    up = as_float(as_int(up) | (as_int(x) & INT32_MIN));  // ceil(-0.5) is -0
+    return select(r < x, up, r);
+}
+MG_INLINE double round(double x) { return std::nearbyint(x); }
+MG_INLINE double floor(double x) { return std::floor(x); }
+MG_INLINE double ceil(double x) { return std::ceil(x); }
+
+// ---- exp ----
+
+// x = n ln2 + r with |r| <= ln2 / 2; ln2 in two parts, the first exact when multiplied by n.
+struct Reduced {
+    vf n, r;
+};
+MG_INLINE Reduced reduce_ln2(vf x) {
+    vf n = round(x * broadcast(1.44269504f));
+    vf r = fma(n, broadcast(-0.693359375f), x);
+    r = fma(n, broadcast(2.12194440e-4f), r);
+    return {n, r};
+}
+MG_INLINE vf power_of_two(vi n) { return as_float((n + 127) << 23); }  // -126 <= n <= 127
+
+// (e^r - 1 - r) / r^2 on the reduced range.
+MG_INLINE vf exp_tail(vf r) {
+    constexpr float c[] = {5.0000001201e-1f, 1.6666665459e-1f, 4.1665795894e-2f,
+                           8.3334519073e-3f, 1.3981999507e-3f, 1.9875691500e-4f};
+    return polynomial(r, c);
+}
+
+// e^x within 1.1 ULP; overflows to infinity, flushes to 0 below -87.3, NaN stays NaN.
+MG_INLINE vf exp(vf x) {
+    vf limited = select(x < broadcast(-104.0f), broadcast(-104.0f), x);
+    limited = select(limited > broadcast(89.0f), broadcast(89.0f), limited);
+    Reduced s = reduce_ln2(limited);
+    vf y = fma(exp_tail(s.r), s.r * s.r, s.r) + broadcast(1.0f);
+    // 2^n in two factors, as n may be 128 or below -126.
+    vi n = to_int(s.n), half = n >> 1;
+    y = y * power_of_two(half) * power_of_two(n - half);
+    return select(x != x, x, y);
+}
+MG_INLINE double exp(double x) { return std::exp(x); }
+
+// e^x for x <= 0 (or -infinity): the same bits as exp there, with less to do. NaN becomes unspecified.
+MG_INLINE vf exp_nonpositive(vf x) {
+    vf limited = select(x < broadcast(-87.3f), broadcast(-87.3f), x);
+    Reduced s = reduce_ln2(limited);
+    vf y = fma(exp_tail(s.r), s.r * s.r, s.r) + broadcast(1.0f);
+    y = y * power_of_two(to_int(s.n));
+    return select(x < broadcast(-87.3f), vf{}, y);
+}
+
+// e^x - 1 within 2 ULP, relative accuracy kept near 0.
+MG_INLINE vf expm1(vf x) {
+    vf limited = select(x < broadcast(-40.0f), broadcast(-40.0f), x);
+    limited = select(limited > broadcast(80.0f), broadcast(80.0f), limited);
+    Reduced s = reduce_ln2(limited);
+    vf scale = power_of_two(to_int(s.n));
+    vf p = fma(exp_tail(s.r), s.r * s.r, s.r);
+    vf y = fma(scale, p, scale - broadcast(1.0f));
+    y = select(x > broadcast(80.0f), exp(x), y);
+    y = select(x == vf{}, x, y);
+    return select(x != x, x, y);
+}
+MG_INLINE double expm1(double x) { return std::expm1(x); }
+
+// ---- log ----
+
+// Natural logarithm within 1.5 ULP; -infinity at 0, NaN below.
+MG_INLINE vf log(vf x) {
+    vi bits = as_int(x);
+    // x = m 2^e with m in [sqrt(1/2), sqrt(2)).
+    vi e = ((bits - 0x3f3504f3) >> 23);
+    vf m = as_float(bits - (e << 23));
+    vf f = m - broadcast(1.0f), z = f * f, n = to_float(e);
+    constexpr float c[] = {3.3333331174e-1f,  -2.4999993993e-1f, 2.0000714765e-1f,
+                           -1.6668057665e-1f, 1.4249322787e-1f,  -1.2420140846e-1f,
+                           1.1676998740e-1f,  -1.1514610310e-1f, 7.0376836292e-2f};
+    vf y = polynomial(f, c) * f * z;
+    y = fma(n, broadcast(-2.12194440e-4f), y);
+    y = fma(z, broadcast(-0.5f), y);
+    y = fma(n, broadcast(0.693359375f), f + y);
+    y = select(x == broadcast(kInfinity), x, y);
+    y = select(x < broadcast(1.17549435e-38f), broadcast(-kInfinity), y);
+    y = select(x < vf{}, broadcast(std::numeric_limits<float>::quiet_NaN()), y);
+    return select(x != x, x, y);
+}
+MG_INLINE double log(double x) { return std::log(x); }
+
+// log(1 + x) within 3 ULP.
+MG_INLINE vf log1p(vf x) {
+    vf u = broadcast(1.0f) + x;
+    vf lost = (x - (u - broadcast(1.0f))) / u;  // what the addition rounded away
+    vf y = log(u) + select(abs(u) < broadcast(1e30f), lost, vf{});
+    y = select(u <= vf{}, log(u), y);
+    return select(x == vf{}, x, y);
+}
+MG_INLINE double log1p(double x) { return std::log1p(x); }
+
+// ---- hyperbolic tangent, logistic function and what is made of them ----
+
+// Within 3 ULP.
+MG_INLINE vf tanh(vf x) {
+    vf t = expm1(broadcast(-2.0f) * abs(x));
+    vf y = -t / (t + broadcast(2.0f));
+    return as_float((as_int(y) & INT32_MAX) | (as_int(x) & INT32_MIN));
+}
+MG_INLINE double tanh(double x) { return std::tanh(x); }
+
+// Within 3 ULP down to the least normal result.
+MG_INLINE vf sigmoid(vf x) {
+    vf e = exp(-abs(x));
+    return select(x < vf{}, e, broadcast(1.0f)) / (broadcast(1.0f) + e);
+}
+MG_INLINE double sigmoid(double x) {
+    double e = std::exp(-std::fabs(x));
+    return (x < 0 ? e : 1.0) / (1.0 + e);
+}
+
+template <class V>
+MG_INLINE V softplus(V x) {
+    return maximum(x, splat<V>(0)) + log1p(exp(-abs(x)));
+}
+
+MG_INLINE vf rsqrt(vf x) { return broadcast(1.0f) / sqrt(x); }
+MG_INLINE double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+
+// ---- the normal distribution: erf and GELU ----
+
+// e^(-z²/2), the rounding of z² made good: within 2 ULP where the result is normal.
+MG_INLINE vf exp_half_square(vf z) {
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    vf s = z * z, lost = fma(z, z, -s);
+#else
+    // Without a fused multiply-add, the product's error by splitting z in two halves (Dekker).
+    vf t = z * broadcast(4097.0f), high = t - (t - z), low = z - high, s = z * z;
+    vf lost = ((high * high - s) + broadcast(2.0f) * high * low) + low * low;
+#endif
+    vf e = exp_nonpositive(broadcast(-0.5f) * s);
+    return fma(e * broadcast(-0.5f), lost, e);
+}
+
+// Φ(-z) = P(N(0,1) > z) for z >= 0, given e = e^(-z²/2): (1 + 2.5 z) Φ(-z) / e is a polynomial in
+// (z - 3) / (z + 3), fitted on [0, 14.5] with relative error 9e-9.
+MG_INLINE vf normal_tail(vf z, vf e) {
+    constexpr float c[] = {1.032868567e+00f,  6.828691953e-02f,  -2.259184000e-01f,
+                           1.822328632e-01f,  -6.601519733e-02f, -1.478544259e-03f,
+                           8.952944755e-03f,  -3.157549205e-04f, -1.337735249e-03f,
+                           -7.459559286e-05f, 1.007137563e-04f};
+    vf near = minimum(z, broadcast(14.5f));
+    vf t = (near - broadcast(3.0f)) / (near + broadcast(3.0f));
+    return e * polynomial(t, c) / fma(near, broadcast(2.5f), broadcast(1.0f));
+}
+
+// x Φ(x) within 4 ULP, the negative tail included (where x Φ(x) is normal).
+MG_INLINE vf gelu(vf x) {
+    vf z = abs(x), tail = normal_tail(z, exp_half_square(minimum(z, broadcast(20.0f))));
+    vf y = select(x < vf{}, x * tail, fma(-x, tail, x));
+    y = select(x == broadcast(-kInfinity), vf{}, y);
+    y = select(x == broadcast(kInfinity), x, y);
+    return select(x != x, x, y);
+}
+MG_INLINE double gelu(double x) {
+    if (x == -std::numeric_limits<double>::infinity()) return 0.0;
+    return 0.5 * x * std::erfc(-x * 0.70710678118654752);
+}
+
+// d (x Φ(x)) / dx = Φ(x) + x φ(x).
+MG_INLINE vf gelu_grad(vf x) {
+    vf z = minimum(abs(x), broadcast(20.0f)), e = exp_half_square(z), tail = normal_tail(z, e);
+    vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
+    vf density = e * broadcast(0.398942280f);
+    vf limited = maximum(minimum(x, broadcast(20.0f)), broadcast(-20.0f));
+    vf y = fma(limited, density, cdf);
+    return select(x != x, x, y);
+}
+MG_INLINE double gelu_grad(double x) {
+    double limited = std::fmax(std::fmin(x, 40.0), -40.0);
+    return 0.5 * std::erfc(-x * 0.70710678118654752) +
+           limited * 0.39894228040143268 * std::exp(-0.5 * limited * limited) + (x - x);
+}
+
+// Within 3 ULP.
+MG_INLINE vf erf(vf x) {
+    constexpr float c[] = {1.128379166e+00f, -3.761262582e-01f, 1.128358514e-01f,
+                           -2.685381153e-02f, 5.188326924e-03f, -8.010186933e-04f,
+                           7.853839250e-05f};
+    vf a = abs(x), inner = x * polynomial(x * x, c);
+    vf z = minimum(a, broadcast(10.0f)) * broadcast(1.41421356f);
+    vf outer = fma(broadcast(-2.0f), normal_tail(z, exp_half_square(z)), broadcast(1.0f));
+    outer = as_float(as_int(outer) | (as_int(x) & INT32_MIN));
+    vf y = select(a < broadcast(1.0f), inner, outer);
+    return select(x != x, x, y);
+}
+MG_INLINE double erf(double x) { return std::erf(x); }
+
+// GELU's form by tanh (GPT-2): x / (1 + e^(-2u)), u = sqrt(2/π) (x + 0.044715 x³).
+template <class V>
+MG_INLINE V gelu_tanh_argument(V x) {
+    return splat<V>(1.5957691216057308) * (x + splat<V>(0.044715) * x * x * x);
+}
+template <class V>
+MG_INLINE V gelu_tanh(V x) {
+    V limited = maximum(minimum(x, splat<V>(20)), splat<V>(-20));  // beyond, x³ only overflows
+    V y = x * sigmoid(gelu_tanh_argument(limited));
+    return select(x < splat<V>(-20), splat<V>(0), y);
+}
+template <class V>
+MG_INLINE V gelu_tanh_grad(V x) {
+    V limited = maximum(minimum(x, splat<V>(20)), splat<V>(-20));
+    V s = sigmoid(gelu_tanh_argument(limited));
+    V slope = splat<V>(1.5957691216057308) *
+              (splat<V>(1) + splat<V>(3 * 0.044715) * limited * limited);
+    return s + limited * s * (splat<V>(1) - s) * slope;
+}
+
+// ---- sine and cosine ----
+
+// For |x| up to 256 by reduction to [-π/4, π/4] with π/2 in three parts; beyond, lane by lane in double.
+constexpr float kTrigonometricRange = 256.0f;
+
+MG_INLINE vf sine_or_cosine(vf x, int quarter) {
+    vf n = round(x * broadcast(0.636619772f));
+    vf r = fma(n, broadcast(-1.5703125f), x);
+    r = fma(n, broadcast(-4.837512969970703125e-4f), r);
+    r = fma(n, broadcast(-7.54978995489188216e-8f), r);
+    vi turn = to_int(n) + quarter;
+    vf z = r * r;
+    constexpr float s[] = {-1.6666654611e-1f, 8.3321608736e-3f, -1.9515295891e-4f};
+    constexpr float c[] = {4.166664568298827e-2f, -1.388731625493765e-3f, 2.443315711809948e-5f};
+    vf sine = fma(polynomial(z, s) * z, r, r);
+    vf cosine = fma(polynomial(z, c) * z, z, fma(z, broadcast(-0.5f), broadcast(1.0f)));
+    vf y = select((turn & 1) != 0, cosine, sine);
+    return as_float(as_int(y) ^ ((turn & 2) << 30));
+}
+template <class Scalar>
+MG_INLINE vf with_large_lanes(vf x, vf y, Scalar function) {
+    for (int i = 0; i < VL; i++)
+        if (!(std::fabs(x[i]) <= kTrigonometricRange))
+            y[i] = static_cast<float>(function(static_cast<double>(x[i])));
+    return y;
+}
+MG_INLINE vf sin(vf x) {
+    return with_large_lanes(x, sine_or_cosine(x, 0), [](double v) { return std::sin(v); });
+}
+MG_INLINE vf cos(vf x) {
+    return with_large_lanes(x, sine_or_cosine(x, 1), [](double v) { return std::cos(v); });
+}
+MG_INLINE double sin(double x) { return std::sin(x); }
+MG_INLINE double cos(double x) { return std::cos(x); }
+
+// ---- powers, lane by lane in double: right in every special case, and rare ----
+
+inline vf pow(vf a, vf b) {
+    vf y;
+    for (int i = 0; i < VL; i++)
+        y[i] = static_cast<float>(std::pow(static_cast<double>(a[i]), static_cast<double>(b[i])));
+    return y;
+}
+MG_INLINE double pow(double a, double b) { return std::pow(a, b); }
+
+}  // namespace mg
