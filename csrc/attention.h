@@ -167,8 +167,8 @@ Rows float_rows(const T* x, int64_t row, int64_t n, int64_t dim, float* copy) {
 // packed[d][i] = x[i][d], i < n, zeros up to kQueries: the B operand of the products over features.
 inline void transpose_rows(const Rows& x, int64_t n, int64_t dim, float* packed) {
     for (int64_t i = 0; i < kQueries; i += kNR)
-        pack_panel(x.p + i * x.row, x.row, 1, std::max<int64_t>(0, std::min<int64_t>(kNR, n - i)), dim, kNR,
-                   packed + i * dim);
+        pack_panel<kNR>(x.p + i * x.row, x.row, 1, std::clamp<int64_t>(n - i, 0, kNR), dim,
+                        packed + i * dim);
 }
 
 // C (m × n) = [C +] A (m × k) B (k × n), n whole vectors; A's element (i, l) at a[i * a_row + l * a_col], where one

@@ -14,7 +14,6 @@ void peak_fma(const Array& counted) {
         vf a = broadcast(0.999f), b = broadcast(0.001f);
         for (int64_t round = 0; round < kRounds; round++) {
             for (int i = 0; i < kChains; i++) sums[i] = fma(sums[i], a, b);
-            asm volatile("" : "+m"(round));  // keeps the loop from being folded
         }
         for (int i = 1; i < kChains; i++) sums[0] += sums[i];
         double operations = 2.0 * kRounds * kChains * VL;

@@ -17,7 +17,7 @@ constexpr int64_t kChunkElements = 1 << 19;  // packed B at a time: 2 MB, an out
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
 constexpr int64_t kSmallWork = 1 << 17;      // multiply-adds not worth a second thread (some 2 us)
-constexpr int64_t kTasks = 12;               // tasks to aim for when blocks of rows are few
+constexpr int64_t kTasks = 8;                // tasks to aim for when blocks of rows are few
 
 struct Product {
     int64_t m, n, k;
@@ -67,7 +67,7 @@ void panel_rows(const Product& p, const float* a_packed, const float* panel, int
 
 void pack_a(const Product& p, int64_t i0, int64_t i1, int64_t k0, int64_t kc, float* out) {
     for (int64_t i = i0; i < i1; i += kMR)
-        pack_panel(p.a.at(i, k0), std::min<int64_t>(kMR, i1 - i), kc, kMR, out + (i - i0) * kc);
+        pack_panel<kMR>(p.a.at(i, k0), std::min<int64_t>(kMR, i1 - i), kc, out + (i - i0) * kc);
 }
 
 // Few rows (decoding): tasks are panels of columns, each packed into L1 and used at once, so that B is read
@@ -84,8 +84,8 @@ void few_rows(const Product& p) {
         for (int64_t j = begin; j < end; j++)
             for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
                 int64_t kc = std::min(kKC, p.k - k0);
-                pack_panel(p.b_panel(k0, j * kNR), std::min<int64_t>(kNR, p.n - j * kNR), kc, kNR,
-                           panel);
+                pack_panel<kNR>(p.b_panel(k0, j * kNR), std::min<int64_t>(kNR, p.n - j * kNR), kc,
+                                panel);
                 panel_rows(p, p.direct_a() ? nullptr : a_packed.get() + kFewRows * k0, panel, 0,
                            p.m, j * kNR, k0, kc);
             }
@@ -104,9 +104,9 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
                     [&](int64_t begin, int64_t end) {
                         for (int64_t t = begin; t < end; t++) {
                             int64_t kb = t / panels, j = t % panels, k0 = k_begin + kb * kKC;
-                            pack_panel(p.b_panel(k0, j0 + j * kNR),
-                                       std::min<int64_t>(kNR, n - j * kNR),
-                                       std::min(kKC, k_end - k0), kNR, panel_at(kb, j));
+                            pack_panel<kNR>(p.b_panel(k0, j0 + j * kNR),
+                                            std::min<int64_t>(kNR, n - j * kNR),
+                                            std::min(kKC, k_end - k0), panel_at(kb, j));
                         }
                     });
     bool small = p.m * n * depth < kSmallWork;

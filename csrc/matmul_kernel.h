@@ -128,9 +128,14 @@ inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out
 
 // out[k * width + i] = x(i, k) for i < n (the rest of the width 0), k < kc: rows side by side. Serves A panels
 // (x = A, width kMR) and B panels (x = Bᵀ, width kNR).
-template <class T>
-void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, int width, float* out) {
+template <int width, class T>
+void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, float* out) {
     if (n < width) std::fill_n(out, kc * width, 0.0f);
+    if (row == 1 && n == width) {
+        for (int64_t k = 0; k < kc; k++)
+            for (int64_t i = 0; i < width; i++) out[k * width + i] = element(x + k * col + i);
+        return;
+    }
     if (row == 1) {
         for (int64_t k = 0; k < kc; k++)
             for (int64_t i = 0; i < n; i++) out[k * width + i] = element(x + k * col + i);
@@ -154,11 +159,12 @@ void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, int
         for (int64_t k = 0; k < kc; k++) out[k * width + i] = element(x + i * row + k * col);
 }
 
-inline void pack_panel(const Matrix& x, int64_t n, int64_t kc, int width, float* out) {
+template <int width>
+void pack_panel(const Matrix& x, int64_t n, int64_t kc, float* out) {
     for_float_dtype("matmul", x.dtype, [&](auto type) {
         using T = decltype(type);
         if constexpr (!std::is_same_v<T, double>)
-            pack_panel(reinterpret_cast<const T*>(x.p), x.row, x.col, n, kc, width, out);
+            pack_panel<width>(reinterpret_cast<const T*>(x.p), x.row, x.col, n, kc, out);
     });
 }
 

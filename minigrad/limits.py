@@ -29,7 +29,7 @@ def measure_limits(repeats: int = 5) -> Limits:
     )
     launch("fill", source, 1.0)
     copy = min(_timed("copy", source, target) for _ in range(repeats))
-    counted = empty((64,), np.dtype(np.float64))
+    counted = empty((16,), np.dtype(np.float64))
     peak = min(_timed("peak_fma", counted) for _ in range(repeats))
     return Limits(source.nbytes * 2 / copy / 1e9, float(counted.sum()) / peak / 1e9)
 
