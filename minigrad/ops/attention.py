@@ -21,7 +21,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous, copied
+from minigrad.ops.creation import as_tensor, contiguous, unit_columns
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
 from minigrad.ops.elementwise import exp, logical_and, mul, sub, where
@@ -242,7 +242,7 @@ class Attention(Function):
         q, k, v, mask, bias, out = arrays
         dq, dk, dv = _heads_last(q), _heads_last(k), _heads_last(v)
         launch(
-            "attention_bwd", _unit_last(g._array), q, k, v, mask, bias, out, ctx.lse, dq, dk, dv,
+            "attention_bwd", unit_columns(g._array), q, k, v, mask, bias, out, ctx.lse, dq, dk, dv,
             *ctx.options,
         )  # fmt: skip
         return Tensor._wrap(dq), Tensor._wrap(dk), Tensor._wrap(dv), None, None
@@ -272,18 +272,11 @@ class AttentionPacked(Function):
         qkv, mask, bias, out = [None if t is None else t._array for t in ctx.saved]
         gradient = empty(qkv.shape, qkv.dtype)
         launch(
-            "attention_bwd", _unit_last(g._array).transpose(0, 2, 1, 3),
+            "attention_bwd", unit_columns(g._array).transpose(0, 2, 1, 3),
             *_unpacked(qkv, ctx.n_heads), mask, bias, out.transpose(0, 2, 1, 3), ctx.lse,
             *_unpacked(gradient, ctx.n_heads), *ctx.options,
         )  # fmt: skip
         return Tensor._wrap(gradient), None, None
-
-
-def _unit_last(g: np.ndarray) -> np.ndarray:
-    """g with unit stride in its last axis, as the kernel reads it (an expanded gradient has not)."""
-    if g.strides[-1] == g.itemsize or g.shape[-1] == 1:
-        return g
-    return copied(g)
 
 
 def _unpacked(qkv: np.ndarray, n_heads: int) -> tuple[np.ndarray, ...]:
@@ -382,7 +375,7 @@ def attention(
     if impl != "fused":
         raise ValueError(f'{op}: impl must be "fused" or "composed", got {impl!r}')
     _refuse_bias_gradient(op, bias)
-    unit = [t if t._array.strides[3] == t._array.itemsize else contiguous(t) for t in (q, k, v)]
+    unit = [t if unit_columns(t._array) is t._array else contiguous(t) for t in (q, k, v)]
     return Attention.apply(*unit, mask, bias, **options)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import contiguous, unit_columns
 from minigrad.ops.elementwise import REFERENCE as ELEMENTWISE
 from minigrad.ops.elementwise import derivative_of, gelu, mul, unbroadcast
 from minigrad.tensor import Tensor
@@ -72,7 +73,7 @@ class BiasGelu(Function):
         dbias = empty(bias.shape, bias.dtype) if need_bias else None
         launch(
             "bias_gelu_bwd",
-            g._array,
+            unit_columns(g._array),
             x._array,
             None if bias is None else bias._array,
             dx_array,
@@ -93,4 +94,4 @@ def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tens
         raise ValueError(f"bias_gelu: expected x (M, N) and bias (N,), got {x.shape} and {shape}")
     if bias is None:
         return gelu(x, approximate)
-    return BiasGelu.apply(x, bias, tanh_form=approximate == "tanh")
+    return BiasGelu.apply(contiguous(x), contiguous(bias), tanh_form=approximate == "tanh")

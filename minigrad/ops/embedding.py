@@ -8,7 +8,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, copied
+from minigrad.ops.creation import as_tensor, contiguous, copied
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["embedding"]
@@ -72,7 +72,7 @@ def embedding(weight: Tensor, indices: TensorLike) -> Tensor:
     array = wanted._array
     check_range("embedding", "index", array, weight.shape[0])
     return Embedding.apply(
-        weight, wanted if array.flags.c_contiguous else Tensor._wrap(copied(array))
+        contiguous(weight), wanted if array.flags.c_contiguous else Tensor._wrap(copied(array))
     )
 
 

@@ -12,7 +12,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous
+from minigrad.ops.creation import as_tensor, contiguous, unit_columns
 from minigrad.ops.elementwise import add, mul, rsqrt, sub
 from minigrad.ops.movement import reshape
 from minigrad.ops.reduce import mean
@@ -187,8 +187,8 @@ class LayerNorm(Function):
         dbias = empty(x.shape[1:], x.dtype) if need_bias else None
         launch(
             "layer_norm_bwd",
-            g._array,
-            None if g_summed is None else g_summed._array,
+            unit_columns(g._array),
+            None if g_summed is None else unit_columns(g_summed._array),
             x._array,
             None if weight is None else weight._array,
             ctx.mean,
@@ -234,8 +234,8 @@ class RMSNorm(Function):
         dweight = empty(x.shape[1:], x.dtype) if need_weight else None
         launch(
             "rms_norm_bwd",
-            g._array,
-            None if g_summed is None else g_summed._array,
+            unit_columns(g._array),
+            None if g_summed is None else unit_columns(g_summed._array),
             x._array,
             None if weight is None else weight._array,
             ctx.rstd,
@@ -301,7 +301,8 @@ def _prepare(op: str, x: TensorLike, residual: Tensor | None, **vectors: Tensor 
     rows = (math.prod(x.shape[:-1]), x.shape[-1])
     flat = reshape(contiguous(x), rows)
     flat_residual = None if residual is None else reshape(contiguous(residual), rows)
-    return x.shape, flat, flat_residual
+    ready = [None if v is None else contiguous(v) for v in vectors.values()]
+    return x.shape, flat, flat_residual, *ready
 
 
 def _restore(out: Any, shape: tuple[int, ...]) -> Any:
@@ -323,7 +324,9 @@ def layer_norm(
     normalised, and (normed, sum) is returned. Statistics in float32 (float64 for float64), in two
     passes.
     """
-    shape, flat, flat_residual = _prepare("layer_norm", x, residual, weight=weight, bias=bias)
+    shape, flat, flat_residual, weight, bias = _prepare(
+        "layer_norm", x, residual, weight=weight, bias=bias
+    )
     return _restore(LayerNorm.apply(flat, flat_residual, weight, bias, eps=eps), shape)
 
 
@@ -337,5 +340,5 @@ def rms_norm(
 
     With `residual` (x's shape) the sum x + residual is normalised, and (normed, sum) is returned.
     """
-    shape, flat, flat_residual = _prepare("rms_norm", x, residual, weight=weight)
+    shape, flat, flat_residual, weight = _prepare("rms_norm", x, residual, weight=weight)
     return _restore(RMSNorm.apply(flat, flat_residual, weight, eps=eps), shape)

@@ -10,7 +10,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast
+from minigrad.ops.creation import as_tensor, cast, contiguous, unit_columns
 from minigrad.ops.elementwise import exp, mul, sub
 from minigrad.ops.movement import expand_dims, permute, reshape, swapaxes
 from minigrad.ops.reduce import normalize_axis
@@ -92,7 +92,7 @@ class Softmax(Function):
         if is_grad_enabled():
             return mul(y, sub(g, sum_(mul(g, y), -1, keepdims=True)))
         dx = empty(y.shape, y.dtype)
-        launch("softmax_bwd", g._array, y._array, dx)
+        launch("softmax_bwd", unit_columns(g._array), y._array, dx)
         return Tensor._wrap(dx)
 
 
@@ -110,7 +110,7 @@ class LogSoftmax(Function):
         if is_grad_enabled():
             return sub(g, mul(exp(y), sum_(g, -1, keepdims=True)))
         dx = empty(y.shape, y.dtype)
-        launch("log_softmax_bwd", g._array, y._array, dx)
+        launch("log_softmax_bwd", unit_columns(g._array), y._array, dx)
         return Tensor._wrap(dx)
 
 
@@ -141,6 +141,8 @@ def _rows(op: str, x: TensorLike, axis: int) -> tuple[Tensor, int]:
 
 
 def _flat(x: Tensor) -> Tensor:
+    if unit_columns(x._array) is not x._array:
+        x = contiguous(x)
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
