@@ -7,7 +7,7 @@
     w.grad
 """
 
-from minigrad import ops
+from minigrad import nn, ops, optim
 from minigrad.autograd import (
     Function,
     detect_anomaly,
@@ -47,8 +47,10 @@ __all__ = [
     "levels",
     "manual_seed",
     "memory_statistics",
+    "nn",
     "no_grad",
     "num_threads",
+    "optim",
     "profile",
     "set_num_threads",
     "uint8",

@@ -181,9 +181,9 @@ def _gpu_module(stem: str) -> ModuleType | None:
 
 def lookup(table: str, name: str) -> Any:
     """The entry `name` of the dictionaries called `table` that op files carry, or None."""
-    from minigrad import ops
+    from minigrad import ops, optim
 
-    for module in ops.MODULES:
+    for module in (*ops.MODULES, optim):
         entries = getattr(module, table, None)
         if entries and name in entries:
             return entries[name]

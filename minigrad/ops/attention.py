@@ -21,7 +21,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous, unit_columns
+from minigrad.ops.creation import as_tensor, contiguous, has_unit_columns, unit_columns
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
 from minigrad.ops.elementwise import exp, logical_and, mul, sub, where
@@ -375,7 +375,7 @@ def attention(
     if impl != "fused":
         raise ValueError(f'{op}: impl must be "fused" or "composed", got {impl!r}')
     _refuse_bias_gradient(op, bias)
-    unit = [t if unit_columns(t._array) is t._array else contiguous(t) for t in (q, k, v)]
+    unit = [t if has_unit_columns(t._array) else contiguous(t) for t in (q, k, v)]
     return Attention.apply(*unit, mask, bias, **options)
 
 

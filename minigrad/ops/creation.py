@@ -70,9 +70,14 @@ def copied(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     return copy_into(empty(x.shape, dtype or x.dtype), x)
 
 
+def has_unit_columns(x: np.ndarray) -> bool:
+    """Whether the last axis has unit stride, as row kernels read it."""
+    return x.shape[-1] <= 1 or x.strides[-1] == x.itemsize
+
+
 def unit_columns(x: np.ndarray) -> np.ndarray:
-    """x itself where its last axis has unit stride, as row kernels read it, else a copy."""
-    return x if x.shape[-1] <= 1 or x.strides[-1] == x.itemsize else copied(x)
+    """x itself where its last axis has unit stride, else a copy."""
+    return x if has_unit_columns(x) else copied(x)
 
 
 # ---- differentiable ----

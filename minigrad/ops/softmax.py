@@ -10,7 +10,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast, contiguous, unit_columns
+from minigrad.ops.creation import as_tensor, cast, contiguous, has_unit_columns, unit_columns
 from minigrad.ops.elementwise import exp, mul, sub
 from minigrad.ops.movement import expand_dims, permute, reshape, swapaxes
 from minigrad.ops.reduce import normalize_axis
@@ -141,7 +141,7 @@ def _rows(op: str, x: TensorLike, axis: int) -> tuple[Tensor, int]:
 
 
 def _flat(x: Tensor) -> Tensor:
-    if unit_columns(x._array) is not x._array:
+    if not has_unit_columns(x._array):
         x = contiguous(x)
     return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 

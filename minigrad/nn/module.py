@@ -1,0 +1,148 @@
+"""Modules: parameters, buffers and submodules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minigrad import autograd, ops
+from minigrad.tensor import Tensor
+
+
+class Module:
+    """A part of a model. Attributes that are leaf tensors requiring a gradient are its parameters,
+    tensors given to `register_buffer` its buffers, modules (and lists of them) its children.
+
+    `forward` computes; calling the module calls it.
+    """
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # ---- names ----
+
+    def register_buffer(self, name: str, tensor: Tensor) -> None:
+        """A tensor that belongs to the state and is not trained."""
+        self.__dict__.setdefault("_buffer_names", set()).add(name)
+        setattr(self, name, tensor)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module and all below it, with dotted names."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+
+    def _own(self, buffers: bool) -> Iterator[tuple[str, Tensor]]:
+        names = self.__dict__.get("_buffer_names", ())
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor) and (name in names) == buffers:
+                yield name, value
+
+    def _named(self, buffers: bool) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for prefix, module in self.modules():
+            for name, tensor in module._own(buffers):
+                if id(tensor) not in seen:  # a tied tensor counts once, under its first name
+                    seen.add(id(tensor))
+                    yield (f"{prefix}.{name}" if prefix else name), tensor
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return self._named(buffers=False)
+
+    def parameters(self) -> list[Tensor]:
+        return [p for _, p in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return self._named(buffers=True)
+
+    def n_parameters(self) -> int:
+        """The number of trained values, tied ones counted once."""
+        return sum(p.size for p in self.parameters())
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer: decay for matrices, none for vectors (norms and biases)."""
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        vectors = [p for p in self.parameters() if p.ndim < 2]
+        return [
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of parameters and buffers by name."""
+        named = [*self.named_parameters(), *self.named_buffers()]
+        return {name: tensor.numpy().copy() for name, tensor in named}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Overwrites parameters and buffers. A missing or unknown name, or a shape that does not match,
+        raises ValueError and loads nothing."""
+        mine = dict([*self.named_parameters(), *self.named_buffers()])
+        missing, unknown = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
+        if missing or unknown:
+            raise ValueError(f"load_state_dict: missing {missing}, unknown {unknown}")
+        for name, tensor in mine.items():
+            if tuple(state[name].shape) != tensor.shape:
+                raise ValueError(
+                    f"load_state_dict: {name} has shape {tuple(state[name].shape)} in the state and "
+                    f"{tensor.shape} here; nothing was loaded"
+                )
+        with autograd.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(ops.tensor(state[name]))
+
+    # ---- mode ----
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode (dropout active) for this module and all below it. Returns self."""
+        for _, module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        return self.train(False)
+
+    def apply(self, function: Callable[[Module], None]) -> Module:
+        """Calls `function` on this module and all below it. Returns self."""
+        for _, module in self.modules():
+            function(module)
+        return self
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters():
+            parameter.grad = None
+
+
+class Sequential(Module):
+    """Layers one after another."""
+
+    def __init__(self, *layers: Module) -> None:
+        self.layers = list(layers)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: int) -> Module:
+        return self.layers[index]
