@@ -1,0 +1,89 @@
+"""Typed configurations: their fields are the command line's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What every training has."""
+
+    data: str = option("", "the data (see each model)")
+    out: str = option("", "folder of the run; runs/MODEL unless given")
+    steps: int = option(0, "number of optimizer steps")
+    minutes: float = option(0.0, "train about this long: measured once, turned into --steps")
+    batch_size: int = option(32, "sequences or images a step")
+    lr: float = option(1e-3, "highest learning rate")
+    seed: int = option(0, "of weights, data order and dropout")
+    precision: str = option("fp32", "fp32, the one this version trains in")
+    device: str = option("cpu", "cpu, the one this version trains on")
+    eval_every: int = option(0, "steps between held-out losses; a tenth of the steps unless given")
+    resume: bool = option(False, "go on from the newest whole checkpoint in --out")
+    json: bool = option(False, "print the result as one JSON object")
+
+
+@dataclass(frozen=True)
+class GPTTrainConfig(TrainConfig):
+    """A character-level GPT."""
+
+    data: str = option("shakespeare", "shakespeare, or a text file or folder")
+    batch_size: int = option(16, "sequences a step")
+    seq_len: int = option(128, "context length")
+    n_layers: int = option(4, "blocks")
+    n_heads: int = option(4, "attention heads")
+    dim: int = option(128, "width")
+    dropout: float = option(0.0, "dropout")
+    weight_decay: float = option(0.1, "decay of matrices")
+    warmup: int = option(100, "steps of linear warm-up")
+    clip: float = option(1.0, "largest gradient norm")
+    accumulate: int = option(1, "batches summed into one step")
+
+
+@dataclass(frozen=True)
+class AutoencoderTrainConfig(TrainConfig):
+    """A stacked dense autoencoder, trained with Nadam on the mean squared error."""
+
+    data: str = option("mnist5k", "mnist5k, digits, or a folder of IDX files")
+    hidden: int = option(100, "width of the hidden layers")
+    codes: int = option(30, "width of the code")
+    lr: float = option(2e-3, "highest learning rate")
+    steps: int = option(6000, "number of optimizer steps")
+
+
+@dataclass(frozen=True)
+class GANTrainConfig(TrainConfig):
+    """A dense GAN, trained with RMSprop."""
+
+    data: str = option("mnist5k", "mnist5k, digits, or a folder of IDX files")
+    codes: int = option(30, "width of the code")
+    lr: float = option(1e-3, "learning rate")
+    steps: int = option(8000, "number of optimizer steps")
+
+
+# vocabulary and batch of the benchmark's sizes; training takes the data's vocabulary instead
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 65, "seq_len": 64, "n_layers": 4, "n_heads": 4, "dim": 128, "batch_size": 12},
+    "small": {"vocab_size": 65, "seq_len": 256, "n_layers": 6, "n_heads": 6, "dim": 384, "batch_size": 8},
+    "mid": {"vocab_size": 8192, "seq_len": 256, "n_layers": 8, "n_heads": 8, "dim": 512, "batch_size": 4},
+    "gpt2": {"vocab_size": 50257, "seq_len": 256, "n_layers": 12, "n_heads": 12, "dim": 768, "batch_size": 1},
+}  # fmt: skip
+
+
+def gpt_preset(name: str) -> GPTTrainConfig:
+    """The configuration called `name`: demo, tiny, small, mid or gpt2."""
+    if name == "demo":
+        return GPTTrainConfig(
+            seq_len=128, n_layers=4, n_heads=4, dim=128, batch_size=16, lr=3e-3, minutes=3.0
+        )
+    if name not in SIZES:
+        raise ValueError(f"unknown preset {name!r}; expected demo, {', '.join(SIZES)}")
+    size = {k: v for k, v in SIZES[name].items() if k != "vocab_size"}
+    rate = {"tiny": 3e-3, "small": 1e-3, "mid": 6e-4, "gpt2": 3e-4}[name]
+    return replace(GPTTrainConfig(lr=rate, steps=2000), **size)

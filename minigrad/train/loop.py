@@ -1,0 +1,237 @@
+"""The training loop: steps, held-out losses, checkpoints, exact resume, and signals that save first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from minigrad import checkpoint, dispatch
+from minigrad.nn import Module
+from minigrad.optim import Optimizer
+from minigrad.random import default_generator, manual_seed
+from minigrad.train.config import TrainConfig
+
+EXIT_INTERRUPTED = 75  # saved after SIGINT or SIGTERM; run again with --resume
+
+
+class Batches(Protocol):
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+@dataclass
+class Task:
+    """What a model brings to the loop. `step(t)` trains once and returns the loss; `evaluate()` the
+    held-out loss by which checkpoints compete; `units` is what a step gets through (tokens, images)."""
+
+    name: str
+    model: Module
+    optimizers: dict[str, Optimizer]
+    batches: Batches
+    step: Callable[[int], float]
+    evaluate: Callable[[], float]
+    units: int
+    unit: str
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # kept in checkpoints
+
+
+@dataclass
+class Result:
+    """How a training ended."""
+
+    steps: int
+    seconds: float
+    train_loss: float
+    best_loss: float
+    interrupted: bool
+    units_per_s: float
+
+
+class Interrupted(Exception):
+    """A signal asked for the end."""
+
+
+@contextmanager
+def saving_signals() -> Iterator[Callable[[], bool]]:
+    """Within the block, SIGINT and SIGTERM only set a flag, which the function given tells."""
+    asked: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            before[number] = signal.signal(number, lambda n, _: asked.append(n))
+        except ValueError:  # not in the main thread: signals are somebody else's
+            pass
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses what this version does not do, and numbers that make no sense."""
+    if config.precision != "fp32":
+        raise ValueError(f"--precision {config.precision}: this version trains in fp32")
+    if config.device != "cpu":
+        raise ValueError(f"--device {config.device}: this version trains on cpu")
+    if config.steps <= 0 and config.minutes <= 0:
+        raise ValueError("give --steps or --minutes")
+    if config.batch_size < 1 or config.lr <= 0:
+        raise ValueError(f"--batch-size {config.batch_size} and --lr {config.lr} must be positive")
+
+
+def steps_for(minutes: float, make: Callable[[], Task]) -> int:
+    """How many steps fit into `minutes` here: measured on a task that is thrown away."""
+    task = make()
+    for t in range(3):
+        task.step(t)
+    times = []
+    begin = time.perf_counter()
+    while len(times) < 5 or (time.perf_counter() - begin < 3 and len(times) < 200):
+        start = time.perf_counter()
+        task.step(3 + len(times))
+        times.append(time.perf_counter() - start)
+    return max(1, int(minutes * 60 / float(np.mean(times))))
+
+
+def train(config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool) -> Result:
+    """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`."""
+    check_config(config)
+    folder = checkpoint.latest(run) if config.resume else None
+    if config.resume and folder is None:
+        raise ValueError(f"--resume: no whole checkpoint in {run}")
+    saved = checkpoint.load_checkpoint(folder) if folder else None
+    if saved:
+        # The number of steps was settled when the run began, and schedules depend on it.
+        config = dataclasses.replace(config, steps=saved[1]["config"]["steps"])
+    elif config.steps <= 0:
+
+        def scratch() -> Task:
+            manual_seed(config.seed)
+            return make(dataclasses.replace(config, steps=1000))
+
+        config = dataclasses.replace(config, steps=steps_for(config.minutes, scratch))
+        if not quiet:
+            print(f"{config.minutes:g} minutes here are {config.steps} steps (--steps {config.steps})")
+    elif checkpoint.latest(run) is not None:
+        raise ValueError(f"{run} already holds a run; go on with --resume, or name another --out")
+    manual_seed(config.seed)
+    loop = _Loop(config, make(config), run, quiet)
+    if saved and folder:
+        loop.restore(*saved, folder)
+    return loop.run_all()
+
+
+class _Loop:
+    def __init__(self, config: TrainConfig, task: Task, run: Path, quiet: bool) -> None:
+        self.config, self.task, self.run, self.quiet = config, task, run, quiet
+        self.step, self.best, self.loss = 0, math.inf, math.nan
+        self.eval_every = config.eval_every or max(1, config.steps // 10)
+
+    # ---- state ----
+
+    def save(self) -> Path:
+        arrays = {"model": self.task.model.state_dict()}
+        state: dict[str, Any] = {
+            "task": self.task.name,
+            "step": self.step,
+            "best": self.best,
+            "config": dataclasses.asdict(self.config),
+            "generator": default_generator().state_dict(),
+            "batches": self.task.batches.state_dict(),
+            "kernels": list(dispatch.active()),
+            "optimizers": {},
+            "extra": self.task.extra,
+        }
+        for name, optimizer in self.task.optimizers.items():
+            saved = optimizer.state_dict()
+            arrays[f"optimizer-{name}"] = saved.pop("moments")
+            state["optimizers"][name] = saved
+        return checkpoint.save_checkpoint(self.run, self.step, arrays, state)
+
+    def restore(self, arrays: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
+        if state["task"] != self.task.name:
+            raise ValueError(f"--resume: {folder} holds a {state['task']}, not a {self.task.name}")
+        self.task.model.load_state_dict(arrays["model"])
+        for name, optimizer in self.task.optimizers.items():
+            moments = arrays[f"optimizer-{name}"]
+            optimizer.load_state_dict(state["optimizers"][name] | {"moments": moments})
+        self.task.batches.load_state_dict(state["batches"])
+        default_generator().load_state_dict(state["generator"])
+        self.step, self.best = state["step"], state["best"]
+
+    # ---- the loop ----
+
+    def run_all(self) -> Result:
+        self.run.mkdir(parents=True, exist_ok=True)
+        start, first = time.perf_counter(), self.step
+        interrupted = False
+        metrics = (self.run / "metrics.jsonl").open("a" if first else "w")
+        with saving_signals() as asked, metrics, self._bar() as bar:
+            while self.step < self.config.steps:
+                begin = time.perf_counter()
+                self.loss = self.task.step(self.step)
+                rate = self.task.units / (time.perf_counter() - begin)
+                self.step += 1
+                if not math.isfinite(self.loss):
+                    raise FloatingPointError(
+                        f"the loss became {self.loss} at step {self.step}; lower --lr "
+                        f"(now {self.config.lr}); the last checkpoint is in {self.run}"
+                    )
+                bar.update(1)
+                bar.set_postfix_str(f"loss {self.loss:.3f}, {rate:,.0f} {self.task.unit}/s")
+                record = {"step": self.step, "loss": self.loss, f"{self.task.unit}_per_s": rate}
+                last = self.step == self.config.steps
+                if self.step % self.eval_every == 0 or last:
+                    record["held_out_loss"] = self._evaluate(bar)
+                metrics.write(json.dumps(record) + "\n")
+                metrics.flush()
+                if asked() and not last:
+                    self.save()
+                    interrupted = True
+                    break
+        seconds = time.perf_counter() - start
+        done = self.step - first
+        return Result(
+            self.step,
+            seconds,
+            self.loss,
+            self.best,
+            interrupted,
+            done * self.task.units / seconds if seconds else 0.0,
+        )
+
+    def _evaluate(self, bar: Any) -> float:
+        self.task.model.eval()
+        held_out = self.task.evaluate()
+        self.task.model.train()
+        better = held_out < self.best
+        self.best = min(self.best, held_out)
+        folder = self.save()
+        if better:
+            checkpoint.mark_best(self.run, folder, held_out)
+        checkpoint.prune(self.run)
+        if not self.quiet:
+            bar.write(f"step {self.step}: loss {self.loss:.4f}, held-out {held_out:.4f}")
+        return held_out
+
+    def _bar(self) -> Any:
+        return tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            desc=self.task.name,
+            unit="step",
+            disable=True if self.quiet else None,
+            dynamic_ncols=True,
+        )
