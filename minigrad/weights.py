@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from minigrad import dtypes
 
@@ -36,15 +36,9 @@ def save_weights(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
     """Writes arrays (any strides, any of minigrad's dtypes) as one safetensors file."""
-    listed = {
-        name: {
-            "dtype": "bool" if array.dtype == np.bool_ else array.dtype.name,
-            "shape": array.shape,
-            "data": np.ascontiguousarray(array).tobytes(),
-        }
-        for name, array in tensors.items()
-    }
-    safetensors.serialize_file(listed, str(path), metadata)
+    # The writer takes memory as it lies, so strided views must be copied first.
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    safetensors.numpy.save_file(whole, str(path), metadata)
 
 
 def load_weights(path: str | Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,111 @@
+"""`minigrad bench`: ours and a peer as two resident processes, timed in alternation.
+
+Two thread pools in one process spoil each other, so each side is a worker of its own that keeps its data and
+answers "run n times" with the n durations. Rounds alternate between the sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from minigrad import dispatch
+from minigrad.limits import measure_limits
+from minigrad.threads import num_threads
+
+
+class Worker:
+    """A resident process of one side."""
+
+    def __init__(self, side: str, job: dict[str, Any], threads: int) -> None:
+        environment = os.environ | {
+            "MINIGRAD_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"minigrad.bench.{side}", json.dumps(job | {"threads": threads})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.about = self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker ended early (exit {self.process.wait()})")
+        return json.loads(line)
+
+    def times_ms(self, repeats: int) -> list[float]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{repeats}\n")
+        self.process.stdin.flush()
+        return self._read()["ms"]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def job_of(args: argparse.Namespace) -> dict[str, Any]:
+    if args.subject == "step":
+        return {"kind": "step", "size": args.size}
+    shape = [int(n) for n in args.shape.split(",")] if args.shape else None
+    return {"kind": args.name, "shape": shape, "backward": args.what == "fwd+bwd"}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures what the command line asks for; the figures, in milliseconds."""
+    threads = args.threads or num_threads()
+    job = job_of(args)
+    limits = measure_limits()
+    sides = {"ours": Worker("ours", job, threads)}
+    if args.peer:
+        sides["peer"] = Worker(f"peer_{args.peer}", job, threads)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    first = max(worker.times_ms(2)[1] for worker in sides.values())  # warm
+    repeats = max(1, min(50, int(50 / max(first, 0.01))))
+    until = time.perf_counter() + args.seconds
+    while time.perf_counter() < until or len(times["ours"]) < 3:
+        for name, worker in sides.items():
+            times[name] += worker.times_ms(repeats)
+    about = {name: worker.about for name, worker in sides.items()}
+    for worker in sides.values():
+        worker.close()
+
+    def median(values: list[float]) -> float:
+        return sorted(values)[len(values) // 2]
+
+    ours = about["ours"]
+    best = min(times["ours"])
+    figures: dict[str, Any] = {
+        "what": ours["what"],
+        "min_ms": best,
+        "median_ms": median(times["ours"]),
+        "gflop_per_s": ours["operations"] / best / 1e6,
+        "gb_per_s": ours["bytes"] / best / 1e6,
+        "limit_gflop_per_s": limits.gflop_per_s,
+        "limit_gb_per_s": limits.copy_gb_per_s,
+        "share_of_limit": max(
+            ours["operations"] / limits.gflop_per_s, ours["bytes"] / limits.copy_gb_per_s
+        ) / best / 1e6,
+        "threads": threads,
+        "kernels": "/".join(str(part) for part in dispatch.active()),
+        "runs": len(times["ours"]),
+    }
+    if "peer" in times:
+        figures |= {
+            "peer": about["peer"]["what"],
+            "peer_min_ms": min(times["peer"]),
+            "peer_median_ms": median(times["peer"]),
+            "ratio": min(times["peer"]) / best,
+        }
+    return figures

@@ -1,0 +1,135 @@
+"""PyTorch's side of a benchmark, eager: `python -m minigrad.bench.peer_torch JOB`.
+
+The only file that imports torch; nothing imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from minigrad.bench.jobs import normal, serve, shape_of
+from minigrad.train.config import SIZES
+
+Run = Callable[[], Any]
+
+
+class Block(torch.nn.Module):
+    def __init__(self, dim: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.norm1, self.norm2 = torch.nn.LayerNorm(dim), torch.nn.LayerNorm(dim)
+        self.qkv, self.projection = torch.nn.Linear(dim, 3 * dim), torch.nn.Linear(dim, dim)
+        self.expand, self.contract = torch.nn.Linear(dim, 4 * dim), torch.nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Any) -> Any:
+        b, t, dim = x.shape
+        qkv = self.qkv(self.norm1(x)).view(b, t, 3, self.n_heads, dim // self.n_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.projection(y.transpose(1, 2).reshape(b, t, dim))
+        return x + self.contract(F.gelu(self.expand(self.norm2(x)), approximate="tanh"))
+
+
+class GPT(torch.nn.Module):
+    def __init__(self, vocab_size: int, seq_len: int, n_layers: int, n_heads: int, dim: int) -> None:
+        super().__init__()
+        self.token = torch.nn.Embedding(vocab_size, dim)
+        self.position = torch.nn.Embedding(seq_len, dim)
+        self.blocks = torch.nn.ModuleList([Block(dim, n_heads) for _ in range(n_layers)])
+        self.norm = torch.nn.LayerNorm(dim)
+        for p in self.parameters():
+            if p.ndim == 2:
+                torch.nn.init.normal_(p, 0, 0.02)
+
+    def forward(self, tokens: Any) -> Any:
+        x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return F.linear(self.norm(x), self.token.weight)
+
+
+def step(size: str) -> Run:
+    shape = dict(SIZES[size])
+    batch = shape.pop("batch_size")
+    model = GPT(**shape)
+    rng = np.random.default_rng(0)
+    draw = (batch, shape["seq_len"])
+    tokens = torch.tensor(rng.integers(0, shape["vocab_size"], draw))
+    targets = torch.tensor(rng.integers(0, shape["vocab_size"], draw)).view(-1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+
+    def run() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def _with_backward(forward: Callable[..., Any], *arrays: np.ndarray, backward: bool) -> Run:
+    tensors = [torch.tensor(a, requires_grad=backward) for a in arrays]
+    if not backward:
+
+        def run() -> Any:
+            with torch.no_grad():
+                return forward(*tensors)
+
+        return run
+    seed = torch.tensor(normal(99, *forward(*tensors).shape))
+    return lambda: torch.autograd.grad(forward(*tensors), tensors, seed)
+
+
+def kernel(job: dict[str, Any]) -> Run:
+    kind, shape, backward = job["kind"], shape_of(job), job["backward"]
+    if kind == "attention":
+        qkv = [normal(i, *shape) for i in range(3)]
+        return _with_backward(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            *qkv,
+            backward=backward,
+        )
+    if kind == "matmul":
+        m, k, n = shape
+        return _with_backward(F.linear, normal(0, m, k), normal(1, n, k), backward=backward)
+    if kind == "layer_norm":
+        n = shape[-1]
+        return _with_backward(
+            lambda x, w, b: F.layer_norm(x, (n,), w, b),
+            normal(0, *shape),
+            normal(1, n),
+            normal(2, n),
+            backward=backward,
+        )
+    if kind == "cross_entropy":
+        targets = torch.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
+        return _with_backward(
+            lambda x: F.cross_entropy(x, targets), normal(0, *shape), backward=backward
+        )
+    if kind == "adamw":
+        parameter = torch.tensor(normal(0, *shape), requires_grad=True)
+        parameter.grad = torch.tensor(normal(1, *shape))
+        return torch.optim.AdamW([parameter], fused=True).step
+    function = {"softmax": lambda x: F.softmax(x, -1), "gelu": F.gelu}[kind]
+    return _with_backward(function, normal(0, *shape), backward=backward)
+
+
+def main(job: dict[str, Any]) -> None:
+    torch.set_num_threads(job["threads"])
+    torch.set_flush_denormal(True)  # ours runs so, too
+    torch.manual_seed(0)
+    run = step(job["size"]) if job["kind"] == "step" else kernel(job)
+    capability = torch.backends.cpu.get_cpu_capability()
+    serve(f"torch {torch.__version__} eager, {capability}", run, 0.0, 0.0)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,165 @@
+"""The command line: train, sample, doctor, bench."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from minigrad.train import config as configs
+
+MODELS = {
+    "gpt": configs.GPTTrainConfig,
+    "autoencoder": configs.AutoencoderTrainConfig,
+    "gan": configs.GANTrainConfig,
+}
+
+
+def _add_fields(parser: argparse.ArgumentParser, kind: type) -> None:
+    """One flag a field; those not given stay unset, so that a preset's value holds."""
+    for field in dataclasses.fields(kind):
+        flag = "--" + field.name.replace("_", "-")
+        text = field.metadata["help"]
+        if isinstance(field.default, bool):
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            shown = f"{text} (default: {field.default})" if field.default else text
+            parser.add_argument(
+                flag, type=type(field.default), default=argparse.SUPPRESS, help=shown
+            )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minigrad", description="A small numerical engine with its own kernels."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train a model").add_subparsers(
+        dest="model", required=True
+    )
+    for name, kind in MODELS.items():
+        one = train.add_parser(name, help=kind.__doc__, description=kind.__doc__)
+        if name == "gpt":
+            one.add_argument(
+                "--preset", choices=["demo", *configs.SIZES], help="where the other flags start from"
+            )
+        _add_fields(one, kind)
+
+    sample = commands.add_parser("sample", help="text from a trained GPT")
+    sample.add_argument("--run", default="runs/gpt", help="folder of the run, or a checkpoint in it")
+    sample.add_argument("--prompt", default="\n", help="what the text begins with")
+    sample.add_argument("--tokens", type=int, default=500, help="how many to add")
+    sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
+    sample.add_argument("--top-k", type=int, help="keep the k likeliest")
+    sample.add_argument("--top-p", type=float, help="keep the likeliest up to this probability")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--json", action="store_true", help="print one JSON object")
+
+    doctor = commands.add_parser("doctor", help="what runs here, and why")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+
+    bench = commands.add_parser("bench", help="time a training step or a kernel").add_subparsers(
+        dest="subject", required=True
+    )
+    step = bench.add_parser("step", help="a GPT training step (forward, backward, AdamW)")
+    step.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    kernel = bench.add_parser("kernel", help="one kernel")
+    kernel.add_argument(
+        "name",
+        choices=["attention", "layer_norm", "softmax", "matmul", "cross_entropy", "gelu", "adamw"],
+    )
+    kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
+    kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
+    for one in (step, kernel):
+        one.add_argument("--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32")
+        one.add_argument("--peer", choices=["torch"], help="time this, too, in alternation")
+        one.add_argument("--threads", type=int, default=0, help="of both sides")
+        one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
+        one.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _train(args: argparse.Namespace) -> int:
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "model", "preset")}
+    preset = getattr(args, "preset", None)
+    config: Any
+    if preset:
+        config = configs.gpt_preset(preset)
+        if given.get("steps"):
+            given.setdefault("minutes", 0.0)
+    else:
+        config = MODELS[args.model]()
+    config = dataclasses.replace(config, **given)
+    from minigrad.train.gpt import train_gpt
+    from minigrad.train.images import train_autoencoder, train_gan
+    from minigrad.train.loop import EXIT_INTERRUPTED
+
+    run: dict[str, Any] = {"gpt": train_gpt, "autoencoder": train_autoencoder, "gan": train_gan}
+    figures = run[args.model](config)
+    if config.json:
+        print(json.dumps(figures))
+    return EXIT_INTERRUPTED if figures["interrupted"] else 0
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from minigrad.random import Generator
+    from minigrad.train.gpt import load_gpt
+
+    model, tokenizer = load_gpt(args.run)
+    prompt = tokenizer.encode(args.prompt)
+
+    def show(token: int) -> None:
+        if not args.json:
+            print(tokenizer.characters[token], end="", flush=True)
+
+    if not args.json:
+        print(args.prompt, end="", flush=True)
+    tokens = model.generate(
+        prompt, args.tokens, args.temperature, args.top_k, args.top_p, Generator(args.seed), show
+    )
+    print(json.dumps({"text": tokenizer.decode(tokens)}) if args.json else "")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from minigrad.doctor import examine
+
+    findings = examine()
+    if args.json:
+        print(json.dumps(findings))
+    else:
+        for name, finding in findings.items():
+            print(f"{name:22} {finding['value']}\n{'':22}   {finding['why']}")
+    return 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from minigrad.bench import run
+
+    figures = run(args)
+    if args.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name:22} {value:.4g}" if isinstance(value, float) else f"{name:22} {value}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (0, 1 for errors, 75 for a saved interruption)."""
+    args = _parser().parse_args(argv)
+    commands = {"train": _train, "sample": _sample, "doctor": _doctor, "bench": _bench}
+    try:
+        return commands[args.command](args)
+    except (ValueError, RuntimeError, OSError, FloatingPointError, MemoryError) as error:
+        print(f"minigrad: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
