@@ -1,0 +1,31 @@
+# The short commands. Each makes the virtual environment and builds the kernels where that is still to do.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h) setup.py pyproject.toml
+
+.PHONY: train test bench lint clean
+
+train: $(VENV)/.built  ## train a small GPT on Shakespeare for about three minutes and show a sample
+	$(BIN)/minigrad train gpt --preset demo --out runs/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: $(VENV)/.built  ## the tests that need neither a GPU nor torch nor a connection
+	$(BIN)/python -m pytest tests $(ARGS)
+
+bench: $(VENV)/.built  ## kernels and training steps, with ratios to torch where it is installed
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,rounds $(ARGS)
+	$(BIN)/python bench/compare.py $(ARGS)
+
+lint: $(VENV)/.built  ## formatting, lint and types
+	$(BIN)/python -m pip install --quiet "ruff>=0.12" "mypy>=1.15"
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(VENV)/.built: $(SOURCES)
+	$(PYTHON) -c 'import sys; sys.exit("minigrad needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel 'numpy>=2.0' pybind11
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[plot,test]'
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) minigrad/*.so

@@ -1,0 +1,294 @@
+"""The tape: retained graphs, hooks, versions, anomalies, threads, depth; and every clear error."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+
+
+def leaf(*shape: int) -> mg.Tensor:
+    return mg.tensor(np.arange(1, 1 + int(np.prod(shape)), dtype=np.float32).reshape(shape), requires_grad=True)
+
+
+def test_gradients_add_up_over_backwards_and_uses() -> None:
+    x = leaf(3)
+    (x * x + x).sum().backward()
+    (x * 2).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * x.numpy() + 3)
+
+
+def test_second_backward_needs_retain_graph() -> None:
+    x = leaf(2)
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        y.backward()
+
+
+def test_backward_refuses_what_has_no_meaning() -> None:
+    x = leaf(2)
+    with pytest.raises(RuntimeError, match="scalars only"):
+        (x * 2).backward()
+    with pytest.raises(RuntimeError, match="does not require a gradient"):
+        mg.tensor(1.0).backward()
+    with pytest.raises(TypeError, match="only floating tensors have gradients"):
+        mg.tensor([1, 2], requires_grad=True)
+    with pytest.raises(ValueError, match="the gradient given has shape"):
+        (x * 2).backward(mg.ones((3,)))
+
+
+def test_saved_tensor_changed_in_place() -> None:
+    x = leaf(3)
+    y = x * 2
+    z = (y * y).sum()
+    with mg.no_grad():
+        y += 1
+    with pytest.raises(RuntimeError, match=r"Mul: a tensor .* changed in place"):
+        z.backward()
+
+
+def test_view_shares_its_version() -> None:
+    x = mg.ones((4,))
+    x[1:][0] = 5.0
+    assert x.version == 1
+    assert x.tolist() == [1, 5, 1, 1]
+
+
+def test_in_place_on_a_leaf_that_needs_a_gradient() -> None:
+    x = leaf(3)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        x[0] = 1.0
+    with mg.no_grad():
+        x -= 1
+    assert x.tolist() == [0, 1, 2]
+    assert x.requires_grad
+
+
+def test_numpy_view_is_read_only() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        leaf(2).numpy()[0] = 1
+
+
+def test_hooks_and_retained_gradients() -> None:
+    x = leaf(2)
+    y = x * 3
+    y.retain_grad()
+    remove = y.register_hook(lambda g: g * 10)
+    y.sum().backward()
+    assert y.grad.tolist() == [1, 1]
+    assert x.grad.tolist() == [30, 30]
+    remove()
+    x.grad = None
+    x.register_hook(lambda g: g + 1)
+    (x * 3).sum().backward()
+    assert x.grad.tolist() == [4, 4]
+
+
+def test_grad_touches_no_fields_and_walks_only_what_is_needed() -> None:
+    x, w = leaf(2), leaf(2)
+    y = x * w
+    (gy,) = mg.grad((y * y).sum(), y)
+    assert gy.tolist() == [2, 8]
+    assert x.grad is None
+    assert w.grad is None
+    with pytest.raises(RuntimeError, match="do not depend on input 0"):
+        mg.grad((x * 2).sum(), w)
+    assert mg.grad((x * 2).sum(), w, allow_unused=True) == [None]
+
+
+def test_third_derivative() -> None:
+    x = mg.tensor(2.0, requires_grad=True)
+    y = x**4
+    for expected in (32.0, 48.0, 48.0):
+        (y,) = mg.grad(y, x, create_graph=True)
+        assert y.item() == expected
+
+
+def test_anomaly_names_the_op_that_first_went_nan() -> None:
+    x = mg.tensor([-1.0], requires_grad=True)
+    with mg.detect_anomaly(), pytest.raises(FloatingPointError, match="output of Unary"):
+        mg.exp(mg.log(x))
+    y = mg.tensor([0.0], requires_grad=True)
+    with mg.detect_anomaly(), pytest.raises(FloatingPointError, match=r"backward"):
+        (mg.sqrt(y) * 0.0).sum().backward()
+
+
+def test_exception_inside_backward_leaves_no_partial_gradient() -> None:
+    class Broken(mg.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.copy()
+
+        @staticmethod
+        def backward(ctx, g):
+            raise ZeroDivisionError("on purpose")
+
+    x, w = leaf(2), leaf(2)
+    with pytest.raises(ZeroDivisionError):
+        (Broken.apply(x).sum() + (w * 2).sum()).backward()
+    assert x.grad is None
+    assert w.grad is None
+    (w * 2).sum().backward()
+    assert w.grad.tolist() == [2, 2]
+
+
+def test_deep_graph_needs_no_recursion() -> None:
+    x = leaf(1)
+    y = x
+    for _ in range(200_000):
+        y = y + 1
+    y.sum().backward()
+    assert x.grad.item() == 1
+    del y
+    z = leaf(1)
+    for _ in range(200_000):
+        z = z + 1
+    del z  # a graph that is dropped without a walk
+
+
+def test_threads_accumulate_exactly() -> None:
+    x = leaf(1000)
+
+    def work() -> None:
+        for _ in range(20):
+            (x * 1.0).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert x.grad.tolist() == [80.0] * 1000
+
+
+def test_graph_is_freed_without_the_collector() -> None:
+    gc.disable()
+    try:
+        x = leaf(4)
+        y = mg.softmax(mg.exp(x) * 2)
+        array = weakref.ref(y.storage)
+        del y
+        assert array() is None
+    except TypeError:  # Storage has slots: watch the tensor instead
+        y = mg.softmax(mg.exp(x) * 2)
+        tensor = weakref.ref(y)
+        del y
+        assert tensor() is None
+    finally:
+        gc.enable()
+
+
+def test_max_shares_ties_and_norm_at_zero() -> None:
+    x = mg.tensor([1.0, 3.0, 3.0], requires_grad=True)
+    mg.max(x).backward()
+    assert x.grad.tolist() == [0, 0.5, 0.5]
+    z = mg.zeros((3,), requires_grad=True)
+    mg.norm(z).backward()
+    assert z.grad.tolist() == [0, 0, 0]
+
+
+BAD_INPUT = [
+    (lambda: mg.ones((2, 3)) @ mg.ones((2, 3)), ValueError, "matmul: shapes .* inner lengths 3 and 2"),
+    (lambda: mg.ones((2, 3)) + mg.ones((4,)), ValueError, "add: shapes .* do not broadcast"),
+    (lambda: mg.ones((2, 2)) @ mg.ones((2, 2), "float64"), TypeError, "matmul: operands are float32 and"),
+    (lambda: mg.embedding(mg.ones((4, 2)), mg.tensor([0, 4])), IndexError, r"embedding: index 4 .*\[0, 4\)"),
+    (lambda: mg.embedding(mg.ones((4, 2)), mg.tensor([-1])), IndexError, "embedding: index -1"),
+    (lambda: mg.cross_entropy(mg.ones((2, 3)), mg.tensor([0, 3])), IndexError, "cross_entropy: target 3"),
+    (lambda: mg.cross_entropy(mg.ones((2, 3)), mg.tensor([0])), ValueError, "do not fit logits"),
+    (lambda: mg.take_along_axis(mg.ones((2, 3)), np.array([[5]]), 1), IndexError, "index 5 is out of range"),
+    (lambda: mg.ones((3,))[4], IndexError, "out of bounds"),
+    (lambda: mg.max(mg.ones((0, 3)), 0), ValueError, "max: nothing to take"),
+    (lambda: mg.ones((2, 3)).reshape(4), ValueError, "reshape: 6 elements"),
+    (lambda: mg.sum(mg.ones((2,)), 1), IndexError, "axis 1 is out of range"),
+    (lambda: mg.zeros((2**40, 2**30)), MemoryError, "more than can exist"),
+    (lambda: mg.zeros((2**44,)), MemoryError, ""),
+    (lambda: mg.tensor([1.0], "complex64"), TypeError, "not supported"),
+    (lambda: mg.tensor(np.ones(2, np.int16)), TypeError, "pass dtype="),
+    (lambda: mg.tensor([[1, 2], [3]]), ValueError, "inhomogeneous"),
+    (lambda: mg.tensor([1.0], device="cuda"), ValueError, "'cuda'"),
+    (lambda: mg.ones((2,)) + 10**30 * mg.ones((1,), "int64"), OverflowError, "does not fit into int64"),
+    (lambda: mg.attention(*[mg.ones((1, 2, 3, 4))] * 2, mg.ones((1, 2, 5, 4))), ValueError, "attention: expected"),
+    (lambda: mg.attention(*[mg.ones((1, 2, 3, 4))] * 3, mask=mg.ones((3, 3))), TypeError, "mask must be bool"),
+    (lambda: mg.attention(*[mg.ones((1, 2, 3, 4))] * 3, dropout=1.0), ValueError, "dropout must be in"),
+    (lambda: mg.dropout(mg.ones((2,)), -0.1), ValueError, "dropout: p must be"),
+    (lambda: mg.layer_norm(mg.ones((2, 3)), mg.ones((4,))), ValueError, "layer_norm: weight has shape"),
+    (lambda: mg.linear(mg.ones((2, 3)), mg.ones((4, 5))), ValueError, "linear: x of shape"),
+    (lambda: mg.einsum("ij,jk", mg.ones((2, 3))), ValueError, "einsum: 'ij,jk' names 2 operands"),
+    (lambda: mg.where(mg.ones((2,)), 1.0, 2.0), TypeError, "condition must be bool"),
+    (lambda: bool(mg.ones((2,))), ValueError, "ambiguous"),
+    (lambda: mg.ones((2,)).item(), ValueError, "one element"),
+    (lambda: mg.optim.SGD([], 0.1), ValueError, "no parameters"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD_INPUT)))
+def test_bad_input_is_named_and_loses_nothing(case: int) -> None:
+    call, kind, message = BAD_INPUT[case]
+    with pytest.raises(kind, match=message):
+        call()
+    assert (mg.ones((2,)) + 1).tolist() == [2, 2]
+
+
+def test_missing_kernel_says_where_one_is() -> None:
+    with mg.use_kernels("cu"), pytest.raises(mg.KernelNotFound, match=r"exp: .*native and ref"):
+        mg.exp(mg.ones((2,)))
+    with mg.use_kernels("tl"), pytest.raises(mg.KernelNotFound, match="add"):
+        mg.ones((2,)) + 1
+
+
+def test_float64_second_derivative_of_fused_attention_is_refused() -> None:
+    q = mg.randn((1, 1, 3, 4)).requires_grad_()
+    out = mg.attention(q, q, q).sum()
+    with pytest.raises(NotImplementedError, match="composed"):
+        mg.grad(out, q, create_graph=True)
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_fork_after_threads_ran() -> None:
+    code = """
+import os, minigrad as mg
+x = mg.randn((512, 512))
+before = (x @ x).numpy().copy()
+pid = os.fork()
+if pid == 0:
+    ok = ((x @ x).numpy() == before).all()
+    os._exit(0 if ok else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+    assert run_python(code, MINIGRAD_NUM_THREADS="2").strip() == "0"
+
+
+def test_import_brings_in_nothing_heavy() -> None:
+    code = "import sys, minigrad; print([m for m in ('torch','cupy','triton','matplotlib') if m in sys.modules])"
+    assert run_python(code).strip() == "[]"
+
+
+def test_forced_level_that_cannot_run() -> None:
+    code = """
+try:
+    import minigrad
+except ValueError as error:
+    print(error)
+"""
+    assert "MINIGRAD_ISA=zx81 cannot run here" in run_python(code, MINIGRAD_ISA="zx81")
