@@ -1,10 +1,10 @@
 """minigrad: a small numerical engine with its own kernels.
 
-    import minigrad as mg
-    x = mg.randn((4, 8)); w = mg.randn((3, 8)); w.requires_grad_()
-    loss = mg.cross_entropy(mg.linear(x, w), mg.tensor([0, 1, 2, 0]))
-    loss.backward()
-    w.grad
+import minigrad as mg
+x = mg.randn((4, 8)); w = mg.randn((3, 8)); w.requires_grad_()
+loss = mg.cross_entropy(mg.linear(x, w), mg.tensor([0, 1, 2, 0]))
+loss.backward()
+w.grad
 """
 
 from minigrad import nn, ops, optim
@@ -56,5 +56,5 @@ __all__ = [
     "uint8",
     "use_kernels",
     "use_level",
-    *(name for name in ops.__all__ if name not in ("Axis", "copy_into")),
+    *ops.__all__,
 ]

@@ -1,9 +1,10 @@
 """The tape: differentiable functions, the graph they leave behind, and the walk back over it.
 
-A `Function` computes on arrays (`forward`) and, from the gradients of its outputs, the gradients of its
-inputs (`backward`, written in tensors, so that `create_graph=True` differentiates it again). `apply` runs
-it and, where an input needs a gradient, leaves a node: the function, where its inputs came from, and what
-was saved. Nodes point only backwards, so a graph is freed by dropping its outputs.
+A `Function` computes on arrays (`forward`) and, from the gradients of its outputs, the gradients of
+its inputs (`backward`, written in tensors, so that `create_graph=True` differentiates it again).
+`apply` runs it and, where an input needs a gradient, leaves a node: the function, where its inputs
+came from, and what was saved. Nodes point only backwards, so a graph is freed by dropping its
+outputs.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def detect_anomaly() -> Iterator[None]:
 
 
 class Storage:
-    """What views of one buffer share: its version, and packed copies made for the matrix product."""
+    """What views of one buffer share: its version, and packed copies made for the matrix
+    product."""
 
     __slots__ = ("packed", "version")
 
@@ -83,6 +85,10 @@ class Storage:
 
 # Where a gradient goes: the output `index` of a node, or a leaf tensor.
 Edge = tuple["Node | Tensor", int]
+
+
+def _edge(tensor: Tensor) -> Edge:
+    return (tensor, 0) if tensor._node is None else (tensor._node, tensor._index)
 
 
 class Node:
@@ -103,6 +109,11 @@ class Node:
         self._save_inputs: tuple[int, ...] = ()
         self._save_outputs: tuple[int, ...] = ()
 
+    if TYPE_CHECKING:  # what forward leaves for backward beside tensors, by any name
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
     def save_inputs(self, *positions: int) -> None:
         """Keeps the inputs at these positions for backward (`ctx.saved`, in this order)."""
         self._save_inputs = positions
@@ -117,7 +128,8 @@ class Node:
 
     @property
     def saved(self) -> list[Any]:
-        """The saved tensors (None for an absent optional input), checked against changes in place."""
+        """The saved tensors (None for an absent optional input), checked against changes in
+        place."""
         out: list[Any] = []
         for entry in self._saved:
             if entry is None:
@@ -137,15 +149,16 @@ class Node:
             tensor._storage = storage
             if edge is not None:
                 tensor.requires_grad = True
-                tensor._node, tensor._index = edge
+                tensor._node, tensor._index = edge  # type: ignore[assignment]
             out.append(tensor)
         return out
 
     def _record(self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> None:
-        self.edges = edges = [
-            None if not need else ((t._node, t._index) if t._node is not None else (t, 0))
+        edges: list[Edge | None] = [
+            _edge(t) if need and t is not None else None
             for t, need in zip(inputs, self.needs_input_grad, strict=True)
         ]
+        self.edges = edges
         for i in self._save_inputs:
             tensor = inputs[i]
             if tensor is None:
@@ -193,9 +206,7 @@ class Function:
             needs = True in flags
         else:
             ctx.needs_input_grad = (False,) * len(inputs)
-        result = cls.forward(
-            ctx, *[None if t is None else t._array for t in inputs], **options
-        )
+        result = cls.forward(ctx, *[None if t is None else t._array for t in inputs], **options)
         ctx.inputs = ()
         single = result.__class__ is not tuple
         wrap = _tensor.Tensor._wrap
@@ -260,8 +271,8 @@ def grad(
     `create_graph=True` the results can be differentiated again. An input that the outputs do not
     depend on raises, or gives None with `allow_unused=True`.
     """
-    outs = [outputs] if not isinstance(outputs, (list, tuple)) else list(outputs)
-    ins = [inputs] if not isinstance(inputs, (list, tuple)) else list(inputs)
+    outs: list[Any] = [outputs] if not isinstance(outputs, (list, tuple)) else list(outputs)
+    ins: list[Any] = [inputs] if not isinstance(inputs, (list, tuple)) else list(inputs)
     if grad_outputs is None:
         seeds: list[Tensor | None] = [None] * len(outs)
     elif isinstance(grad_outputs, (list, tuple)):
@@ -272,8 +283,10 @@ def grad(
         raise ValueError(f"grad: {len(outs)} outputs but {len(seeds)} grad_outputs")
     for i, tensor in enumerate(ins):
         if not tensor.requires_grad:
-            raise RuntimeError(f"grad: input {i} (shape {tensor.shape}) does not require a gradient")
-    targets = [(t._node, t._index) if t._node is not None else (t, 0) for t in ins]
+            raise RuntimeError(
+                f"grad: input {i} (shape {tensor.shape}) does not require a gradient"
+            )
+    targets = [_edge(t) for t in ins]
     keep = create_graph if retain_graph is None else retain_graph
     leaves, captured = _walk(outs, seeds, keep, create_graph, targets)
     results: list[Any] = []
@@ -340,7 +353,8 @@ def _walk(
         target, index = edge
         if target.__class__ is not Node:
             before = leaves.get(id(target))
-            leaves[id(target)] = (target, gradient if before is None else before[1] + gradient)
+            leaf: Any = target
+            leaves[id(target)] = (leaf, gradient if before is None else before[1] + gradient)
             return
         slots = pending.get(id(target))
         if slots is None:
@@ -354,7 +368,7 @@ def _walk(
     with mode:
         for output, given in zip(outputs, grad_outputs, strict=True):
             seed = _seed(output, given)
-            send((output._node, output._index) if output._node is not None else (output, 0), seed)
+            send(_edge(output), seed)
         while heap:
             node = heapq.heappop(heap)[1]
             slots = pending.pop(id(node))
@@ -435,9 +449,7 @@ def _needed_nodes(outputs: Sequence[Tensor], wanted: set[tuple[int, int]]) -> se
     needed: set[int] = set()
     for node in sorted(nodes.values(), key=lambda n: n.order):
         for edge in node.edges or ():
-            if edge is not None and (
-                id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted
-            ):
+            if edge is not None and (id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted):
                 needed.add(id(node))
                 break
     return needed

@@ -1,8 +1,9 @@
 """Checkpoints: one folder a step, whole or not there at all.
 
-A folder holds safetensors files, `state.json` and `manifest.json` with the SHA-256 of each. It is written under a
-temporary name, synced, renamed, and its parent synced; so whenever the process is killed, the newest
-whole checkpoint is still there, and `latest` skips any that its manifest does not confirm.
+A folder holds safetensors files, `state.json` and `manifest.json` with the SHA-256 of each. It is
+written under a temporary name, synced, renamed, and its parent synced; so whenever the process is
+killed, the newest whole checkpoint is still there, and `latest` skips any that its manifest does
+not confirm.
 """
 
 from __future__ import annotations

@@ -44,12 +44,16 @@ def _parser() -> argparse.ArgumentParser:
         one = train.add_parser(name, help=kind.__doc__, description=kind.__doc__)
         if name == "gpt":
             one.add_argument(
-                "--preset", choices=["demo", *configs.SIZES], help="where the other flags start from"
+                "--preset",
+                choices=["demo", *configs.SIZES],
+                help="where the other flags start from",
             )
         _add_fields(one, kind)
 
     sample = commands.add_parser("sample", help="text from a trained GPT")
-    sample.add_argument("--run", default="runs/gpt", help="folder of the run, or a checkpoint in it")
+    sample.add_argument(
+        "--run", default="runs/gpt", help="folder of the run, or a checkpoint in it"
+    )
     sample.add_argument("--prompt", default="\n", help="what the text begins with")
     sample.add_argument("--tokens", type=int, default=500, help="how many to add")
     sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
@@ -74,7 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
     for one in (step, kernel):
-        one.add_argument("--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32")
+        one.add_argument(
+            "--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32"
+        )
         one.add_argument("--peer", choices=["torch"], help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")
         one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
@@ -149,7 +155,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (0, 1 for errors, 75 for a saved interruption)."""
+    """Runs the command line; returns the exit code (0, 1 for errors, 75 for a saved
+    interruption)."""
     args = _parser().parse_args(argv)
     commands = {"train": _train, "sample": _sample, "doctor": _doctor, "bench": _bench}
     try:

@@ -6,9 +6,9 @@
 * `ref`: the plain NumPy definition in the op file (`REFERENCE` in `minigrad/ops/softmax.py`);
 * `tl`, `cu`: the Triton and CUDA launchers of that name in `kernels/tl` and `kernels/cu`.
 
-A name is resolved once per set and cached. There is no fallback from one set to another: a kernel that is
-not there is an error that says what is. Every launch passes through `launch`, which is where a profile
-counts and times it.
+A name is resolved once per set and cached. There is no fallback from one set to another: a kernel
+that is not there is an error that says what is. Every launch passes through `launch`, which is
+where a profile counts and times it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from minigrad import dtypes
 Kernel = Callable[..., None]
 
 try:
-    from minigrad import _core
+    from minigrad import _core  # type: ignore[attr-defined]
 except ImportError:
     _core = None  # type: ignore[assignment]
 
@@ -90,7 +90,8 @@ _observer: Callable[[str, Kernel, tuple[Any, ...]], None] | None = None
 
 
 def launch(name: str, *args: Any) -> None:
-    """Runs the kernel `name` of the active set on arrays, numbers and None; outputs are arguments."""
+    """Runs the kernel `name` of the active set on arrays, numbers and None; outputs are
+    arguments."""
     kernel = _table.get(name)
     if kernel is None:
         kernel = _table[name] = _resolve(name)
@@ -169,14 +170,9 @@ def _resolve(name: str) -> Kernel:
 
 
 def _gpu_module(stem: str) -> ModuleType | None:
-    full = f"minigrad.kernels.{_set}.{stem}"
-    importlib.import_module("minigrad.kernels")
-    try:
-        return importlib.import_module(full)
-    except ModuleNotFoundError as error:
-        if error.name == full:
-            return None
-        raise
+    package = importlib.import_module(f"minigrad.kernels.{_set}")
+    full = f"{package.__name__}.{stem}"
+    return importlib.import_module(full) if importlib.util.find_spec(full) else None
 
 
 def lookup(table: str, name: str) -> Any:

@@ -24,8 +24,9 @@ COPY_BYTES = 256 << 20
 
 def measure_limits(repeats: int = 5) -> Limits:
     """Measures both, in about half a second, as the best of `repeats`."""
-    source, target = empty((COPY_BYTES // 8,), np.dtype(np.float32)), empty(
-        (COPY_BYTES // 8,), np.dtype(np.float32)
+    source, target = (
+        empty((COPY_BYTES // 8,), np.dtype(np.float32)),
+        empty((COPY_BYTES // 8,), np.dtype(np.float32)),
     )
     launch("fill", source, 1.0)
     copy = min(_timed("copy", source, target) for _ in range(repeats))

@@ -6,7 +6,8 @@ from minigrad import dispatch
 
 
 def memory_statistics() -> dict[str, int]:
-    """`live_bytes`, `cached_bytes`, `peak_bytes` of the pool, and its `system_allocations` so far."""
+    """`live_bytes`, `cached_bytes`, `peak_bytes` of the pool, and its `system_allocations` so
+    far."""
     if dispatch._core is None:
         return {"live_bytes": 0, "cached_bytes": 0, "peak_bytes": 0, "system_allocations": 0}
     return dispatch._core.pool_statistics()

@@ -1,7 +1,7 @@
 """Optimizers over parameter groups, gradient clipping, and learning-rate schedules.
 
-A step is one launch a group: every parameter, gradient and moment goes to one kernel (`csrc/optim.cpp`),
-which reads its hyperparameters from an array. Formulas are PyTorch's.
+A step is one launch a group: every parameter, gradient and moment goes to one kernel
+(`csrc/optim.cpp`), which reads its hyperparameters from an array. Formulas are PyTorch's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from minigrad.dispatch import empty, launch
 from minigrad.tensor import Tensor
 
 # Places in the hyperparameter array; csrc/optim.cpp says what each means.
-RATE, DECAY, APART, SCALE, EPS, BETA1, BETA2, CORRECT1, CORRECT2, NESTEROV, DAMPENING, OWN = range(12)
+RATE, DECAY, APART, SCALE, EPS, BETA1, BETA2, CORRECT1, CORRECT2, NESTEROV, DAMPENING, OWN = range(
+    12
+)
 
 Arrays = list[np.ndarray]
 
@@ -363,7 +365,8 @@ def slanted_triangular_schedule(total: int, cut: float = 0.1, ratio: float = 32.
 
 
 class PlateauSchedule:
-    """Multiplies the factor by `decay` whenever the loss has not improved for `patience` reports."""
+    """Multiplies the factor by `decay` whenever the loss has not improved for `patience`
+    reports."""
 
     def __init__(self, decay: float = 0.5, patience: int = 2, threshold: float = 1e-4) -> None:
         self.decay, self.patience, self.threshold = decay, patience, threshold

@@ -16,7 +16,8 @@ from minigrad.limits import Limits, measure_limits
 
 @dataclass
 class Row:
-    """All launches of one kernel. `bytes` and `operations` are what it must move and do at least."""
+    """All launches of one kernel. `bytes` and `operations` are what it must move and do at
+    least."""
 
     name: str
     calls: int = 0
@@ -73,7 +74,8 @@ class Profile:
 
     def table(self) -> str:
         """One line a kernel, the slowest first."""
-        head = f"{'kernel':24}{'calls':>8}{'ms':>10}{'share':>8}{'GB/s':>8}{'GFLOP/s':>9}{'of limit':>10}"
+        head = f"{'kernel':24}{'calls':>8}{'ms':>10}{'share':>8}"
+        head += f"{'GB/s':>8}{'GFLOP/s':>9}{'of limit':>10}"
         lines = [head]
         for row in self._sorted():
             lines.append(
@@ -82,7 +84,9 @@ class Profile:
             )
         inside = sum(row.ms for row in self.rows.values())
         rest = self.wall_ms - inside
-        lines.append(f"{'outside of kernels':24}{'':8}{rest:10.2f}{rest / max(self.wall_ms, 1e-9):8.1%}")
+        lines.append(
+            f"{'outside of kernels':24}{'':8}{rest:10.2f}{rest / max(self.wall_ms, 1e-9):8.1%}"
+        )
         return "\n".join(lines)
 
     def to_json(self) -> str:

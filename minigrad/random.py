@@ -1,8 +1,9 @@
-"""Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy as
-1, 2, 3").
+"""Counter-based random numbers: Philox 4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As
+Easy as 1, 2, 3").
 
-Word i of a draw is a function of (seed, stream, i) alone, so a draw has the same bits on every device and at
-any thread count, and can be made again instead of stored. A generator hands out one stream a draw.
+Word i of a draw is a function of (seed, stream, i) alone, so a draw has the same bits on every
+device and at any thread count, and can be made again instead of stored. A generator hands out one
+stream a draw.
 """
 
 from __future__ import annotations

@@ -41,6 +41,9 @@ class Tensor:
     requires_grad: bool
     grad: Tensor | None
     _node: Node | None
+    _index: int
+    _storage: Storage | None
+    _hooks: list[Callable[[Tensor], Tensor | None]] | None
 
     def __init__(self) -> None:
         raise TypeError("make tensors with mg.tensor(data), mg.zeros(shape), ...")
@@ -229,7 +232,9 @@ class Tensor:
                 "mg.no_grad(), or make a new tensor"
             )
         if not self._array.flags.writeable:
-            raise RuntimeError(f"{op}: this tensor's memory is read-only or broadcast; copy it first")
+            raise RuntimeError(
+                f"{op}: this tensor's memory is read-only or broadcast; copy it first"
+            )
         self.storage.version += 1
         return self._array
 

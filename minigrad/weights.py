@@ -1,4 +1,5 @@
-"""Weights as safetensors, read strictly: nothing is unpickled, and a file that is not exactly right is refused."""
+"""Weights as safetensors, read strictly: nothing is unpickled, and a file that is not exactly right
+is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ MAX_RANK = 16
 
 
 class WeightsError(ValueError):
-    """A weights file that is not what it should be; the message names the file and what is wrong."""
+    """A weights file that is not what it should be; the message names the file and what is
+    wrong."""
 
 
 def save_weights(
@@ -49,7 +51,10 @@ def load_weights(path: str | Path) -> dict[str, np.ndarray]:
     def fail(what: str) -> WeightsError:
         return WeightsError(f"{file}: {what}")
 
-    if data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or data[:4] == b"PK\x03\x04":
+    if (
+        data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        or data[:4] == b"PK\x03\x04"
+    ):
         raise fail("a pickle or PyTorch file, which can run code and is never read; convert it")
     if len(data) < 8:
         raise fail("too short for a safetensors header")
@@ -99,7 +104,9 @@ def _header(text: bytes, fail: Any) -> dict[str, Any]:
     return header
 
 
-def _entry(name: str, entry: Any, n_bytes: int, fail: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+def _entry(
+    name: str, entry: Any, n_bytes: int, fail: Any
+) -> tuple[np.dtype, tuple[int, ...], int, int]:
     parts = name.replace("\\", "/").split("/")
     if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in parts:
         raise fail(f"the name {name!r} is empty, has NUL or climbs a path")

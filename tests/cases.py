@@ -1,7 +1,8 @@
 """The table of cases: one line an operation, read by the tests and the benchmarks.
 
-A case names an operation, inputs for it, what NumPy says it means in float64 (`reference`), the same in
-PyTorch (`torch`, a function of the module and the tensors) and whether a second derivative exists.
+A case names an operation, inputs for it, what NumPy says it means in float64 (`reference`), the
+same in PyTorch (`torch`, a function of the module and the tensors) and whether a second derivative
+exists.
 """
 
 from __future__ import annotations
@@ -203,14 +204,17 @@ REDUCTIONS = [
 
 MOVEMENT = [
     Case("reshape", lambda x: mg.reshape(x, (4, -1)), ((2, 6, 2),), lambda x: x.reshape(4, -1)),
-    Case("permute", lambda x: mg.permute(x, (2, 0, 1)), ((2, 3, 4),), lambda x: x.transpose(2, 0, 1)),
+    Case("permute", lambda x: mg.permute(x, (2, 0, 1)), ((2, 3, 4),),
+         lambda x: x.transpose(2, 0, 1)),
     Case("transpose", mg.transpose, ((2, 3, 4),), np.transpose),
-    Case("expand", lambda x: mg.expand(x, (4, 3, 5)), ((3, 1),), lambda x: np.broadcast_to(x, (4, 3, 5))),
+    Case("expand", lambda x: mg.expand(x, (4, 3, 5)), ((3, 1),),
+         lambda x: np.broadcast_to(x, (4, 3, 5))),
     Case("squeeze", lambda x: mg.squeeze(x, 1), ((3, 1, 4),), lambda x: x.squeeze(1)),
     Case("expand_dims", lambda x: mg.expand_dims(x, 1), ((3, 4),), lambda x: x[:, None]),
     Case("concat", lambda a, b: mg.concat([a, b], 1), ((3, 4), (3, 2)),
          lambda a, b: np.concatenate([a, b], 1)),
-    Case("stack", lambda a, b: mg.stack([a, b], 1), ((3, 4), (3, 4)), lambda a, b: np.stack([a, b], 1)),
+    Case("stack", lambda a, b: mg.stack([a, b], 1), ((3, 4), (3, 4)),
+         lambda a, b: np.stack([a, b], 1)),
     Case("split", lambda x: mg.split(x, [1, 3, 2], 1)[1] * 2, ((3, 6),), lambda x: x[:, 1:4] * 2),
     Case("pad", lambda x: mg.pad(x, ((1, 2), (0, 3)), 1.5), ((3, 4),),
          lambda x: np.pad(x, ((1, 2), (0, 3)), constant_values=1.5)),
@@ -249,8 +253,8 @@ PRODUCTS = [
          lambda t, x, w, b: t.nn.functional.linear(x, w, b)),
     Case("linear_gelu", lambda x, w, b: mg.linear(x, w, b, "gelu"), ((6, 5), (4, 5), (4,)),
          lambda x, w, b: gelu(x @ w.T + b)),
-    Case("linear_gelu_tanh", lambda x, w, b: mg.linear(x, w, b, "gelu_tanh"), ((6, 5), (4, 5), (4,)),
-         lambda x, w, b: gelu_tanh(x @ w.T + b)),
+    Case("linear_gelu_tanh", lambda x, w, b: mg.linear(x, w, b, "gelu_tanh"),
+         ((6, 5), (4, 5), (4,)), lambda x, w, b: gelu_tanh(x @ w.T + b)),
     Case("linear_relu", lambda x, w, b: mg.linear(x, w, b, "relu"), ((6, 5), (4, 5), (4,)),
          lambda x, w, b: np.maximum(x @ w.T + b, 0)),
     Case("einsum", lambda a, b: mg.einsum("bhid,bhjd->bhij", a, b), ((2, 3, 4, 5), (2, 3, 6, 5)),
@@ -266,8 +270,8 @@ ROWS = [
          lambda t, x: x.softmax(1)),
     Case("log_softmax", mg.log_softmax, ((5, 33),), lambda x: np.log(softmax(x)),
          lambda t, x: x.log_softmax(-1)),
-    Case("logsumexp", lambda x: mg.logsumexp(x, 1), ((2, 9, 3),), lambda x: np.log(np.exp(x).sum(1)),
-         lambda t, x: x.logsumexp(1)),
+    Case("logsumexp", lambda x: mg.logsumexp(x, 1), ((2, 9, 3),),
+         lambda x: np.log(np.exp(x).sum(1)), lambda t, x: x.logsumexp(1)),
     Case("layer_norm", mg.layer_norm, ((3, 4, 19), (19,), (19,)),
          lambda x, w, b: normed(x, 1e-5) * w + b,
          lambda t, x, w, b: t.nn.functional.layer_norm(x, w.shape, w, b), tolerance=4),
@@ -279,10 +283,10 @@ ROWS = [
          lambda t, x, w: t.nn.functional.rms_norm(x, w.shape, w, 1e-6), tolerance=4),
     Case("rms_norm_residual", lambda x, w, r: sum(mg.rms_norm(x, w, residual=r)),
          ((5, 40), (40,), (5, 40)),
-         lambda x, w, r: (x + r) / np.sqrt(((x + r) ** 2).mean(-1, keepdims=True) + 1e-6) * w + x + r,
-         tolerance=4),
-    Case("cross_entropy", lambda x: mg.cross_entropy(x, mg.tensor(TARGETS)), ((6, 5),), cross_entropy,
-         lambda t, x: t.nn.functional.cross_entropy(x, t.from_numpy(TARGETS))),
+         lambda x, w, r: (x + r) / np.sqrt(((x + r) ** 2).mean(-1, keepdims=True) + 1e-6) * w
+         + x + r, tolerance=4),
+    Case("cross_entropy", lambda x: mg.cross_entropy(x, mg.tensor(TARGETS)), ((6, 5),),
+         cross_entropy, lambda t, x: t.nn.functional.cross_entropy(x, t.from_numpy(TARGETS))),
     Case("cross_entropy_smooth",
          lambda x: mg.cross_entropy(x, mg.tensor(TARGETS), label_smoothing=0.1), ((6, 5),),
          lambda x: cross_entropy(x, 0.1),
@@ -311,7 +315,8 @@ ATTENTION = [
     Case("attention_composed", lambda q, k, v: mg.attention(q, k, v, causal=True, impl="composed"),
          ((1, 2, 4, 3),) * 3, lambda q, k, v: attention(q, k, v, True)),
     Case("attention_packed", lambda x: mg.attention_packed(x, 2, causal=True), ((1, 70, 6, 8),),
-         lambda x: np.moveaxis(attention(*(np.moveaxis(p, 1, 2) for p in np.split(x, 3, 2)), True), 1, 2),
+         lambda x: np.moveaxis(
+             attention(*(np.moveaxis(p, 1, 2) for p in np.split(x, 3, 2)), True), 1, 2),
          second=False),
 ]  # fmt: skip
 

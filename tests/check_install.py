@@ -1,4 +1,5 @@
-"""Run with an installed minigrad, from a folder that is not the checkout: it imports, computes, and stays small."""
+"""Run with an installed minigrad, from a folder that is not the checkout: it imports, computes, and
+stays small."""
 
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import minigrad as mg
 
 where = Path(mg.__file__).resolve()
-assert Path(__file__).resolve().parent.parent not in where.parents, f"the checkout was imported: {where}"
+assert Path(__file__).resolve().parent.parent not in where.parents, (
+    f"the checkout was imported: {where}"
+)
 assert mg.levels(), "the wheel has no native kernels"
 x = mg.tensor([[1.0, 2.0]], requires_grad=True)
 mg.softmax(x).sum().backward()
@@ -31,7 +34,8 @@ extra = import_seconds("import minigrad") - import_seconds("pass")
 size = sum(
     f.stat().st_size
     for folder in where.parent.parent.iterdir()
-    if folder.name.split("-")[0].split(".")[0] not in ("numpy", "pip", "setuptools", "_distutils_hack", "pkg_resources")
+    if folder.name.split("-")[0].split(".")[0]
+    not in ("numpy", "pip", "setuptools", "_distutils_hack", "pkg_resources")
     for f in ([folder] if folder.is_file() else folder.rglob("*"))
     if f.is_file() and os.path.basename(f) != "__pycache__"
 )

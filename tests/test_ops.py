@@ -1,4 +1,5 @@
-"""Every case of the table: forward, gradient and second gradient, on every level, against float64."""
+"""Every case of the table: forward, gradient and second gradient, on every level, against
+float64."""
 
 from __future__ import annotations
 
@@ -136,11 +137,15 @@ def test_strided_inputs(case: Case, level: str) -> None:
     views = []
     for a in arrays:
         wide = np.zeros([2 * n for n in a.shape], np.float32)
-        wide[tuple(slice(None, None, 2) for _ in a.shape)] = a[tuple(slice(None, None, -1) for _ in a.shape)]
-        tensor = mg.tensor(wide)
-        views.append(tensor[tuple(slice(None, None, 2) for _ in a.shape)][
+        wide[tuple(slice(None, None, 2) for _ in a.shape)] = a[
             tuple(slice(None, None, -1) for _ in a.shape)
-        ])
+        ]
+        tensor = mg.tensor(wide)
+        views.append(
+            tensor[tuple(slice(None, None, 2) for _ in a.shape)][
+                tuple(slice(None, None, -1) for _ in a.shape)
+            ]
+        )
     np.testing.assert_allclose(case.op(*views).numpy(), plain.numpy(), rtol=2e-6, atol=2e-6)
 
 

@@ -1,7 +1,7 @@
 """`minigrad bench`: ours and a peer as two resident processes, timed in alternation.
 
-Two thread pools in one process spoil each other, so each side is a worker of its own that keeps its data and
-answers "run n times" with the n durations. Rounds alternate between the sides.
+Two thread pools in one process spoil each other, so each side is a worker of its own that keeps its
+data and answers "run n times" with the n durations. Rounds alternate between the sides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class Worker:
             "OMP_NUM_THREADS": str(threads),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", f"minigrad.bench.{side}", json.dumps(job | {"threads": threads})],
+            [
+                sys.executable,
+                "-m",
+                f"minigrad.bench.{side}",
+                json.dumps(job | {"threads": threads}),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -96,7 +101,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "limit_gb_per_s": limits.copy_gb_per_s,
         "share_of_limit": max(
             ours["operations"] / limits.gflop_per_s, ours["bytes"] / limits.copy_gb_per_s
-        ) / best / 1e6,
+        )
+        / best
+        / 1e6,
         "threads": threads,
         "kernels": "/".join(str(part) for part in dispatch.active()),
         "runs": len(times["ours"]),

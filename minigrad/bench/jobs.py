@@ -1,4 +1,5 @@
-"""The jobs both sides do, as data: shapes, operation counts, and the loop that answers the parent."""
+"""The jobs both sides do, as data: shapes, operation counts, and the loop that answers the
+parent."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 def serve(what: str, run: Callable[[], Any], operations: float, n_bytes: float) -> None:
-    """Introduces the worker, then answers each line "n" on stdin with n durations, until it closes."""
+    """Introduces the worker, then answers each line "n" on stdin with n durations, until it
+    closes."""
     print(json.dumps({"what": what, "operations": operations, "bytes": n_bytes}), flush=True)
     for line in sys.stdin:
         times = []

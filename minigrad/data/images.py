@@ -1,4 +1,5 @@
-"""Small images: MNIST-5k, 8 × 8 digits, folders in MNIST's IDX format, and what PCA makes of them."""
+"""Small images: MNIST-5k, 8 × 8 digits, folders in MNIST's IDX format, and what PCA makes of
+them."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def _read_idx(file: Path) -> np.ndarray:
 
 
 def load_idx_folder(path: str | Path) -> Images:
-    """A folder with MNIST's four IDX files (train and t10k, images and labels), plain or gzipped."""
+    """A folder with MNIST's four IDX files (train and t10k, images and labels), plain or
+    gzipped."""
     folder = Path(path)
     arrays = []
     for stem in ("train-images-idx3", "t10k-images-idx3", "train-labels-idx1", "t10k-labels-idx1"):
@@ -84,7 +86,7 @@ def load_idx_folder(path: str | Path) -> Images:
 
 
 def load_images(name: str) -> Images:
-    """"mnist5k", "digits", or a folder of IDX files."""
+    """ "mnist5k", "digits", or a folder of IDX files."""
     if name == "mnist5k":
         return load_mnist5k()
     if name == "digits":
@@ -95,7 +97,8 @@ def load_images(name: str) -> Images:
 
 
 def pca_error(train: np.ndarray, test: np.ndarray, n_codes: int) -> float:
-    """Mean squared error of reconstructing `test` from `n_codes` principal components of `train`."""
+    """Mean squared error of reconstructing `test` from `n_codes` principal components of
+    `train`."""
     wide = train.astype(np.float64)
     centre = wide.mean(0)
     _, _, axes = np.linalg.svd(wide - centre, full_matrices=False)
@@ -105,7 +108,8 @@ def pca_error(train: np.ndarray, test: np.ndarray, n_codes: int) -> float:
 
 
 class ImageBatches:
-    """Endless batches of rows in a random order, each row once an epoch; the state is two numbers."""
+    """Endless batches of rows in a random order, each row once an epoch; the state is two
+    numbers."""
 
     def __init__(self, images: np.ndarray, batch_size: int, seed: int) -> None:
         if batch_size > len(images):
@@ -115,7 +119,9 @@ class ImageBatches:
         self._order = self._permutation(0)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.images))
+        return np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(
+            len(self.images)
+        )
 
     def next_batch(self) -> np.ndarray:
         """(batch_size, pixels) float32; a short rest of an epoch is left out."""

@@ -1,4 +1,5 @@
-"""The Witten-Bell character n-gram (Witten and Bell 1991): the baseline that a language model must beat."""
+"""The Witten-Bell character n-gram (Witten and Bell 1991): the baseline that a language model must
+beat."""
 
 from __future__ import annotations
 
@@ -19,14 +20,12 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nda
     return np.where(keys[at] == wanted, values[at], 0)
 
 
-def witten_bell(
-    train: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = 5
-) -> float:
+def witten_bell(train: np.ndarray, held_out: np.ndarray, vocab_size: int, order: int = 5) -> float:
     """Mean -log p in nats of the held-out tokens, from counts of the training tokens.
 
     p_n(w | h) = (c(h w) + t(h) p_{n-1}(w | h')) / (c(h) + t(h)), with c counts, t the number of
-    different tokens seen after h, h' the context without its oldest token, and p_0 = 1 / vocab_size.
-    The first held-out tokens have the end of the training text as their context.
+    different tokens seen after h, h' the context without its oldest token, and p_0 = 1 /
+    vocab_size. The first held-out tokens have the end of the training text as their context.
     """
     while order > 1 and float(vocab_size) ** order > 2.0**62:
         order -= 1  # large vocabularies: as long a context as fits 62 bits

@@ -1,4 +1,5 @@
-"""Text for language models: loading, characters as tokens, training batches, and windows to judge by."""
+"""Text for language models: loading, characters as tokens, training batches, and windows to judge
+by."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from minigrad.data.carriers import SHAKESPEARE, DataUnavailable, cached
 
-SUFFIXES = (".txt", ".md", ".rst", ".py", ".pyi", ".c", ".cc", ".cpp", ".h", ".hpp", ".cu", ".js",
-            ".ts", ".html", ".css", ".json", ".csv", ".tex", ".sh", ".toml", ".yaml", ".yml")  # fmt: skip
+SUFFIXES = {".txt", ".md", ".rst", ".py", ".pyi", ".c", ".cc", ".cpp", ".h", ".hpp", ".cu", ".js"}
+SUFFIXES |= {".ts", ".html", ".css", ".json", ".csv", ".tex", ".sh", ".toml", ".yaml", ".yml"}
 MAX_BYTES = 256 << 20
 
 
@@ -65,7 +66,9 @@ def _read(file: Path) -> str:
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"--data {file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise ValueError(
+            f"--data {file}: not UTF-8 text ({error.reason} at byte {error.start})"
+        ) from error
     if "\0" in text:
         raise ValueError(f"--data {file}: has NUL characters, so it is no text")
     return text.replace("\r\n", "\n")
@@ -111,12 +114,13 @@ class CharTokenizer:
 
 
 def split_tail(tokens: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """(training part, held-out part): the last tenth is held out. Raises ValueError for too short a text."""
+    """(training part, held-out part): the last tenth is held out. Raises ValueError for too short a
+    text."""
     cut = len(tokens) - len(tokens) // 10
     if cut < seq_len + 2 or len(tokens) - cut < 2:
         raise ValueError(
-            f"the text has {len(tokens)} tokens; at least {max(20, 10 * (seq_len + 2) // 9 + 1)} are "
-            f"needed for a context of {seq_len}"
+            f"the text has {len(tokens)} tokens; at least "
+            f"{max(20, 10 * (seq_len + 2) // 9 + 1)} are needed for a context of {seq_len}"
         )
     return tokens[:cut], tokens[cut:]
 
@@ -142,7 +146,8 @@ class TokenBatches:
         return offset + self.seq_len * rng.permutation(self.n_windows)
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets (batch_size, seq_len), int64; targets are the inputs one further on."""
+        """Inputs and targets (batch_size, seq_len), int64; targets are the inputs one further
+        on."""
         starts: list[int] = []
         while len(starts) < self.batch_size:
             if self.position == self.n_windows:
@@ -167,7 +172,8 @@ def held_out_windows(
     """Batches (inputs, targets) in which every held-out token is predicted once.
 
     Windows overlap by half, and only their second half is scored (other targets are -100), so each
-    prediction has at least half a context; the first window's context reaches into the training part.
+    prediction has at least half a context; the first window's context reaches into the training
+    part.
     """
     half = seq_len - seq_len // 2  # scored per window
     context = train[len(train) - (seq_len // 2 + 1) :]

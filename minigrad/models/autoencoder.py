@@ -1,6 +1,9 @@
-"""A stacked dense autoencoder (Hinton and Salakhutdinov 2006): ReLU layers narrowing to a code and back."""
+"""A stacked dense autoencoder (Hinton and Salakhutdinov 2006): ReLU layers narrowing to a code and
+back."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from minigrad import nn, ops
 from minigrad.tensor import Tensor
@@ -9,7 +12,7 @@ from minigrad.tensor import Tensor
 def dense(sizes: list[int], activation: str, last: str | None) -> nn.Sequential:
     """Linear layers through `sizes`, an activation after each, `last` (or none) after the last."""
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (n_in, n_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(n_in, n_out))
         name = last if i == len(sizes) - 2 else activation
         if name:

@@ -1,5 +1,6 @@
-"""A decoder-only Transformer in GPT-2's form (Radford et al. 2019): layer norm before each part, learned
-positions, tied embeddings, initial weights N(0, 0.02) with residual projections scaled by 1 / sqrt(2 · layers)."""
+"""A decoder-only Transformer in GPT-2's form (Radford et al. 2019): layer norm before each part,
+learned positions, tied embeddings, initial weights N(0, 0.02) with residual projections scaled by 1
+/ sqrt(2 · layers)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from minigrad.tensor import Tensor
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT. `dropout` acts on embeddings, attention weights and both residual updates."""
+    """The shape of a GPT. `dropout` acts on embeddings, attention weights and both residual
+    updates."""
 
     vocab_size: int
     seq_len: int = 256

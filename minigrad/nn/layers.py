@@ -98,7 +98,8 @@ class Activation(Module):
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, (B, Hkv, T, D) each, for decoding a token at a time."""
+    """Keys and values of the tokens seen so far, (B, Hkv, T, D) each, for decoding a token at a
+    time."""
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
@@ -120,7 +121,8 @@ class KVCache:
 class MultiheadAttention(Module):
     """Self-attention with a packed projection: (B, T, dim) → (B, T, dim).
 
-    `n_kv_heads` below `n_heads` shares keys and values among groups of queries (Ainslie et al. 2023).
+    `n_kv_heads` below `n_heads` shares keys and values among groups of queries (Ainslie et al.
+    2023).
     """
 
     def __init__(

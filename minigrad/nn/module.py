@@ -92,8 +92,8 @@ class Module:
         return {name: tensor.numpy().copy() for name, tensor in named}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Overwrites parameters and buffers. A missing or unknown name, or a shape that does not match,
-        raises ValueError and loads nothing."""
+        """Overwrites parameters and buffers. A missing or unknown name, or a shape that does not
+        match, raises ValueError and loads nothing."""
         mine = dict([*self.named_parameters(), *self.named_buffers()])
         missing, unknown = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or unknown:
@@ -101,8 +101,8 @@ class Module:
         for name, tensor in mine.items():
             if tuple(state[name].shape) != tensor.shape:
                 raise ValueError(
-                    f"load_state_dict: {name} has shape {tuple(state[name].shape)} in the state and "
-                    f"{tensor.shape} here; nothing was loaded"
+                    f"load_state_dict: {name} has shape {tuple(state[name].shape)} in the state "
+                    f"and {tensor.shape} here; nothing was loaded"
                 )
         with autograd.no_grad():
             for name, tensor in mine.items():

@@ -1,13 +1,15 @@
-"""Masked multi-head attention: softmax(q kᵀ · scale + bias, masked) v, without ever holding the T × T weights.
+"""Masked multi-head attention: softmax(q kᵀ · scale + bias, masked) v, without ever holding the T ×
+T weights.
 
     causal, Tq = 3, Tk = 5          window = 2, causal          (x: may attend)
     x x x . .                       . x x . .
     x x x x .                       . . x x .
     x x x x x                       . . . x x
 
-The fused form tiles over keys with a running softmax (Milakov and Gimelshein 2018; Dao et al. 2022) and
-recomputes the weights in backward (Dao 2023). A row with every key masked gives zeros and zero
-gradients. It has no second derivative: `impl="composed"` builds the same from differentiable operations.
+The fused form tiles over keys with a running softmax (Milakov and Gimelshein 2018; Dao et al. 2022)
+and recomputes the weights in backward (Dao 2023). A row with every key masked gives zeros and zero
+gradients. It has no second derivative: `impl="composed"` builds the same from differentiable
+operations.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, contiguous, has_unit_columns, unit_columns
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
-from minigrad.ops.elementwise import exp, logical_and, mul, sub, where
 from minigrad.ops.elementwise import eq as eq_
+from minigrad.ops.elementwise import exp, logical_and, mul, sub, where
 from minigrad.ops.matmul import matmul
 from minigrad.ops.movement import expand, reshape, swapaxes
 from minigrad.ops.reduce import max as max_
@@ -65,7 +67,9 @@ def _weights_ref(
     window: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (B, Hq, Tq, Tk) before dropout, and lse (B, Hq, Tq); k has Hq heads already."""
-    allowed = np.broadcast_to(visible(q.shape[2], k.shape[2], causal, window), (*q.shape[:3], k.shape[2]))
+    allowed = np.broadcast_to(
+        visible(q.shape[2], k.shape[2], causal, window), (*q.shape[:3], k.shape[2])
+    )
     if mask is not None:
         allowed = allowed & mask
     scores = np.einsum("bhid,bhjd->bhij", q, k) * scale
@@ -212,7 +216,8 @@ def _lse(q: np.ndarray) -> np.ndarray:
 def _no_second_derivative() -> None:
     if is_grad_enabled():
         raise NotImplementedError(
-            'attention: the fused form has no second derivative; use attention(..., impl="composed")'
+            "attention: the fused form has no second derivative; "
+            'use attention(..., impl="composed")'
         )
 
 
@@ -238,7 +243,7 @@ class Attention(Function):
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
         _no_second_derivative()
-        arrays = [None if t is None else t._array for t in ctx.saved]
+        arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
         q, k, v, mask, bias, out = arrays
         dq, dk, dv = _heads_last(q), _heads_last(k), _heads_last(v)
         launch(
@@ -269,7 +274,8 @@ class AttentionPacked(Function):
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
         _no_second_derivative()
-        qkv, mask, bias, out = [None if t is None else t._array for t in ctx.saved]
+        arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
+        qkv, mask, bias, out = arrays
         gradient = empty(qkv.shape, qkv.dtype)
         launch(
             "attention_bwd", unit_columns(g._array).transpose(0, 2, 1, 3),
@@ -350,8 +356,8 @@ def attention(
     q (B, Hq, Tq, D); k and v (B, Hkv, Tk, D), Hq a multiple of Hkv (grouped queries). `mask` is
     bool, True = may attend, broadcastable to (B, Hq, Tq, Tk); `bias` is added to the scaled scores
     and broadcasts likewise. `causal` aligns the last query with the last key; `window` lets a query
-    see the last `window` keys up to its own (and, if not causal, as many ahead). `scale` defaults to
-    1 / sqrt(D). `dropout` zeroes weights with that probability and scales the rest.
+    see the last `window` keys up to its own (and, if not causal, as many ahead). `scale` defaults
+    to 1 / sqrt(D). `dropout` zeroes weights with that probability and scales the rest.
 
     A row with every key masked gives zeros. Raises on shapes, dtypes and options that do not fit.
     """

@@ -53,9 +53,7 @@ class BiasGelu(Function):
     """x (M, N), bias (N,) or None."""
 
     @staticmethod
-    def forward(
-        ctx: Node, x: np.ndarray, bias: np.ndarray | None, tanh_form: bool
-    ) -> np.ndarray:
+    def forward(ctx: Node, x: np.ndarray, bias: np.ndarray | None, tanh_form: bool) -> np.ndarray:
         ctx.tanh_form = tanh_form
         ctx.save_inputs(0, 1)
         out = empty(x.shape, x.dtype)

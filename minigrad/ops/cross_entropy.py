@@ -104,7 +104,9 @@ class CrossEntropy(Function):
         if is_grad_enabled():
             wanted = _smooth(logits.shape[1], targets._array, *ctx.options)
             used = (targets._array != ctx.options[0])[:, None].astype(logits.dtype)
-            slope = sub(mul(softmax(logits), as_tensor(used)), as_tensor(wanted.astype(logits.dtype)))
+            slope = sub(
+                mul(softmax(logits), as_tensor(used)), as_tensor(wanted.astype(logits.dtype))
+            )
             return mul(expand_dims(g, -1), slope), None
         dlogits = empty(logits.shape, logits.dtype)
         launch(

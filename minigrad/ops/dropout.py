@@ -1,4 +1,5 @@
-"""Dropout (Srivastava et al. 2014). The mask is a function of (seed, stream, index), made again in backward."""
+"""Dropout (Srivastava et al. 2014). The mask is a function of (seed, stream, index), made again in
+backward."""
 
 from __future__ import annotations
 

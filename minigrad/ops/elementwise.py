@@ -1,8 +1,9 @@
 """Elementwise operations: arithmetic, comparisons, functions and activations.
 
-The native loops come from one table, `csrc/elementwise.h`. A new function of one variable is a line there,
-a line in `_UNARY` here with its public function, and a case in `tests/cases.py`. Gradients run as one
-kernel (`tanh_bwd`); where a second derivative is asked for, they are composed from `derivative`.
+The native loops come from one table, `csrc/elementwise.h`. A new function of one variable is a line
+there, a line in `_UNARY` here with its public function, and a case in `tests/cases.py`. Gradients
+run as one kernel (`tanh_bwd`); where a second derivative is asked for, they are composed from
+`derivative`.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def _step(x: Tensor, above: TensorLike, below: TensorLike) -> Tensor:
 
 @dataclass(frozen=True)
 class _Unary:
-    """value(x, p): the definition, in NumPy. derivative(x, y, p): dy/dx in tensors, y the result."""
+    """value(x, p): the definition, in NumPy. derivative(x, y, p): dy/dx in tensors, y the
+    result."""
 
     value: Callable[[np.ndarray, float], np.ndarray]
     derivative: Callable[[Tensor, Tensor, float], Tensor] | None = None  # None: zero everywhere
@@ -138,19 +140,14 @@ _UNARY: dict[str, _Unary] = {
         lambda x, y, p: sigmoid(x) * (1 + x * (1 - sigmoid(x))),
     ),
     "relu": _Unary(lambda x, p: np.maximum(x, 0), lambda x, y, p: _step(x, 1.0, 0.0)),
-    "leaky_relu": _Unary(
-        lambda x, p: np.where(x > 0, x, p * x), lambda x, y, p: _step(x, 1.0, p)
-    ),
+    "leaky_relu": _Unary(lambda x, p: np.where(x > 0, x, p * x), lambda x, y, p: _step(x, 1.0, p)),
     "elu": _Unary(
         lambda x, p: np.where(x > 0, x, p * np.expm1(np.minimum(x, 0))),
         lambda x, y, p: _step(x, 1.0, exp(minimum(x, 0.0)) * p),
     ),
     "selu": _Unary(
-        lambda x, p: _SELU_SCALE
-        * np.where(x > 0, x, _SELU_ALPHA * np.expm1(np.minimum(x, 0))),
-        lambda x, y, p: _step(
-            x, _SELU_SCALE, exp(minimum(x, 0.0)) * (_SELU_SCALE * _SELU_ALPHA)
-        ),
+        lambda x, p: _SELU_SCALE * np.where(x > 0, x, _SELU_ALPHA * np.expm1(np.minimum(x, 0))),
+        lambda x, y, p: _step(x, _SELU_SCALE, exp(minimum(x, 0.0)) * (_SELU_SCALE * _SELU_ALPHA)),
     ),
     "gelu": _Unary(lambda x, p: 0.5 * x * _erfc_ref(-x * math.sqrt(0.5)), _gelu_derivative),
     "gelu_tanh": _Unary(lambda x, p: _gelu_tanh_ref(x), _gelu_tanh_derivative),
@@ -328,7 +325,8 @@ def isfinite(x: TensorLike) -> Tensor:
 
 
 def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The gradient of broadcasting `shape` to g's shape: the sum over the axes that were repeated."""
+    """The gradient of broadcasting `shape` to g's shape: the sum over the axes that were
+    repeated."""
     if g.shape == shape:
         return g
     extra = g.ndim - len(shape)
@@ -347,7 +345,6 @@ def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     except ValueError:
         listed = " and ".join(str(s) for s in shapes)
         raise ValueError(f"{op}: shapes {listed} do not broadcast") from None
-
 
 
 _BINARY: dict[str, Callable[..., Any]] = {
@@ -641,7 +638,9 @@ def where(condition: TensorLike, a: TensorLike, b: TensorLike) -> Tensor:
     """a where the condition (bool) holds, b elsewhere; all broadcast."""
     condition = as_tensor(condition)
     if condition.dtype != dtypes.bool_:
-        raise TypeError(f"where: the condition must be bool, got {condition.dtype.name}; compare it")
+        raise TypeError(
+            f"where: the condition must be bool, got {condition.dtype.name}; compare it"
+        )
     return Where.apply(condition, *_operands("where", a, b))
 
 
@@ -662,7 +661,8 @@ class Clip(Function):
 
 
 def clip(x: TensorLike, low: float | None = None, high: float | None = None) -> Tensor:
-    """x limited to [low, high]; a bound of None is open. The gradient passes inside, bounds included."""
+    """x limited to [low, high]; a bound of None is open. The gradient passes inside, bounds
+    included."""
     lowest = -math.inf if low is None else float(low)
     highest = math.inf if high is None else float(high)
     if lowest > highest:

@@ -1,8 +1,9 @@
 """Indexing of every NumPy kind, with gradients; and scatter-add, its transpose.
 
-Reading is NumPy's own indexing (a view for slices, a copy for arrays). The gradient of a slice is written
-into zeros; that of an array index goes through the positions the index stands for, found by indexing an
-array of positions with it, and the kernel `scatter_add`, which adds repeated positions in order.
+Reading is NumPy's own indexing (a view for slices, a copy for arrays). The gradient of a slice is
+written into zeros; that of an array index goes through the positions the index stands for, found by
+indexing an array of positions with it, and the kernel `scatter_add`, which adds repeated positions
+in order.
 """
 
 from __future__ import annotations
@@ -37,9 +38,7 @@ COST = {
 
 
 def _is_basic(index: tuple[Any, ...]) -> bool:
-    return all(
-        i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)) for i in index
-    )
+    return all(i is None or i is Ellipsis or isinstance(i, (int, np.integer, slice)) for i in index)
 
 
 def _plain(index: Any) -> tuple[Any, ...]:
@@ -49,7 +48,9 @@ def _plain(index: Any) -> tuple[Any, ...]:
     for part in parts:
         if isinstance(part, Tensor):
             if dtypes.is_floating(part.dtype):
-                raise TypeError(f"index: a {part.dtype.name} tensor cannot index; use integers or bool")
+                raise TypeError(
+                    f"index: a {part.dtype.name} tensor cannot index; use integers or bool"
+                )
             out.append(part._array)
         else:
             out.append(np.asarray(part) if isinstance(part, list) else part)

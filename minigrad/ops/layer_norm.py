@@ -1,5 +1,5 @@
-"""Layer normalisation (Ba et al. 2016) and RMS normalisation (Zhang and Sennrich 2019) over the last axis,
-optionally of a sum with a residual, which is also returned."""
+"""Layer normalisation (Ba et al. 2016) and RMS normalisation (Zhang and Sennrich 2019) over the
+last axis, optionally of a sum with a residual, which is also returned."""
 
 from __future__ import annotations
 
@@ -210,9 +210,7 @@ class RMSNorm(Function):
     """→ normed, or (normed, x + residual) where a residual is given."""
 
     @staticmethod
-    def forward(
-        ctx: Node, x: np.ndarray, residual: Optional, weight: Optional, eps: float
-    ) -> Any:
+    def forward(ctx: Node, x: np.ndarray, residual: Optional, weight: Optional, eps: float) -> Any:
         ctx.eps = eps
         ctx.rstd = empty(x.shape[:1], _statistics_dtype(x))
         ctx.save_inputs(*((2,) if residual is not None else (2, 0)))

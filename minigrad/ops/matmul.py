@@ -1,7 +1,8 @@
 """Matrix products: matmul, linear and einsum.
 
-float32, bfloat16 and float16 products run in our kernel (`csrc/matmul.cpp`), with float32 accumulation in one
-order whatever the batch. float64 and integer products, which only checks need, are NumPy's.
+float32, bfloat16 and float16 products run in our kernel (`csrc/matmul.cpp`), with float32
+accumulation in one order whatever the batch. float64 and integer products, which only checks need,
+are NumPy's.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
     if a.shape[-1] != inner:
         raise ValueError(
-            f"matmul: shapes {a.shape} and {b.shape}: inner lengths {a.shape[-1]} and {inner} differ"
+            f"matmul: shapes {a.shape} and {b.shape}: "
+            f"inner lengths {a.shape[-1]} and {inner} differ"
         )
     if a.ndim == 1:
         row = matmul(reshape(a, (1, -1)), b)
@@ -188,13 +190,13 @@ def _parse(equation: str, operands: list[Tensor]) -> tuple[list[list[str]], list
         widest = max(widest, extra)
         head, dots, tail = term.partition("...")
         inputs.append([*head, *[f"~{i}" for i in range(extra, 0, -1) if dots], *tail])
-    dots = [f"~{i}" for i in range(widest, 0, -1)]
+    wide = [f"~{i}" for i in range(widest, 0, -1)]
     if arrow:
         head, found, tail = right.partition("...")
-        output = [*head, *(dots if found else []), *tail]
+        output = [*head, *(wide if found else []), *tail]
     else:
         flat = [label for labels in inputs for label in labels]
-        output = dots + sorted({c for c in flat if flat.count(c) == 1 and c[0] != "~"})
+        output = wide + sorted({c for c in flat if flat.count(c) == 1 and c[0] != "~"})
     for label in output:
         if not any(label in labels for labels in inputs) or output.count(label) > 1:
             raise ValueError(f"einsum: output label {label!r} of {equation!r} is unknown or twice")
@@ -255,8 +257,8 @@ def _pair(
 def einsum(equation: str, *operands: TensorLike) -> Tensor:
     """Sums of products by Einstein's convention, e.g. `einsum("bhid,bhjd->bhij", q, k)`.
 
-    NumPy's notation: repeated labels are summed unless in the output, "..." broadcasts, and
-    without "->" the output is the labels that appear once, sorted. Operands meet from left to right.
+    NumPy's notation: repeated labels are summed unless in the output, "..." broadcasts, and without
+    "->" the output is the labels that appear once, sorted. Operands meet from left to right.
     """
     tensors = [as_tensor(t) for t in operands]
     _same_dtype("einsum", *tensors)
@@ -268,4 +270,3 @@ def einsum(equation: str, *operands: TensorLike) -> Tensor:
         x, labels = _pair(x, labels, y, more, later | set(output))
     x, labels = _keep(x, labels, set(output))
     return permute(x, [labels.index(c) for c in output])
-

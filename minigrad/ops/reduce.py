@@ -132,8 +132,8 @@ class Prod(Function):
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> Tensor:
-        # The product of the others: prod / x where x is not 0. With one zero in a group only its own
-        # gradient is left, with two none.
+        # The product of the others: prod / x where x is not 0. With one zero in a group only its
+        # own gradient is left, with two none.
         (x,) = ctx.saved
         zero = eq(x, 0)
         others = prod(where(zero, 1.0, x), ctx.axes, keepdims=True)
@@ -213,9 +213,7 @@ def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return sum(x, axes, keepdims) * (1 / n if n else math.nan)
 
 
-def var(
-    x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False
-) -> Tensor:
+def var(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
     """The variance over `axis`: squared distances from the mean, over n - correction."""
     x = _floating(x)
     axes = _axes("var", axis, x.ndim)
@@ -224,9 +222,7 @@ def var(
     return sum(centred * centred, axes, keepdims) * (1 / n if n > 0 else math.nan)
 
 
-def std(
-    x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False
-) -> Tensor:
+def std(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
     """The square root of `var`."""
     return sqrt(var(x, axis, correction, keepdims))
 
@@ -262,7 +258,9 @@ def _extremum(kernel: str, x: TensorLike, axis: Axis, keepdims: bool) -> Tensor:
     x = as_tensor(x)
     axes = _axes(kernel, axis, x.ndim)
     if _count(x, axes) == 0:
-        raise ValueError(f"{kernel}: nothing to take the {kernel} of in shape {x.shape} over {axes}")
+        raise ValueError(
+            f"{kernel}: nothing to take the {kernel} of in shape {x.shape} over {axes}"
+        )
     return _finish(Extremum.apply(x, axes=axes, kernel=kernel), axes, keepdims)
 
 

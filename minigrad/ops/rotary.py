@@ -1,4 +1,5 @@
-"""Rotary position embedding (Su et al. 2021): pairs of features turned by an angle that grows with position."""
+"""Rotary position embedding (Su et al. 2021): pairs of features turned by an angle that grows with
+position."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ __all__ = ["rotary_embedding"]
 
 
 def rotary_embedding(x: TensorLike, offset: int = 0, base: float = 10000.0) -> Tensor:
-    """x (…, T, D), D even, with features i and i + D/2 of position t turned by (t + offset) · base^(-2i/D).
+    """x (…, T, D), D even, with features i and i + D/2 of position t turned by (t + offset) ·
+    base^(-2i/D).
 
     Composed of differentiable operations. `offset` is the position of the first row, for decoding
     with a cache.

@@ -1,4 +1,5 @@
-"""Order: sort, argsort and topk. NumPy does the sorting; gradients go back through `take_along_axis`."""
+"""Order: sort, argsort and topk. NumPy does the sorting; gradients go back through
+`take_along_axis`."""
 
 from __future__ import annotations
 

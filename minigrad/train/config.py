@@ -67,13 +67,14 @@ class GANTrainConfig(TrainConfig):
     steps: int = option(8000, "number of optimizer steps")
 
 
-# vocabulary and batch of the benchmark's sizes; training takes the data's vocabulary instead
+# the benchmark's sizes, vocabulary included; training takes the data's vocabulary instead
+_FIELDS = ("vocab_size", "seq_len", "n_layers", "n_heads", "dim", "batch_size")
 SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"vocab_size": 65, "seq_len": 64, "n_layers": 4, "n_heads": 4, "dim": 128, "batch_size": 12},
-    "small": {"vocab_size": 65, "seq_len": 256, "n_layers": 6, "n_heads": 6, "dim": 384, "batch_size": 8},
-    "mid": {"vocab_size": 8192, "seq_len": 256, "n_layers": 8, "n_heads": 8, "dim": 512, "batch_size": 4},
-    "gpt2": {"vocab_size": 50257, "seq_len": 256, "n_layers": 12, "n_heads": 12, "dim": 768, "batch_size": 1},
-}  # fmt: skip
+    "tiny": dict(zip(_FIELDS, (65, 64, 4, 4, 128, 12), strict=True)),
+    "small": dict(zip(_FIELDS, (65, 256, 6, 6, 384, 8), strict=True)),
+    "mid": dict(zip(_FIELDS, (8192, 256, 8, 8, 512, 4), strict=True)),
+    "gpt2": dict(zip(_FIELDS, (50257, 256, 12, 12, 768, 1), strict=True)),
+}
 
 
 def gpt_preset(name: str) -> GPTTrainConfig:
@@ -84,6 +85,6 @@ def gpt_preset(name: str) -> GPTTrainConfig:
         )
     if name not in SIZES:
         raise ValueError(f"unknown preset {name!r}; expected demo, {', '.join(SIZES)}")
-    size = {k: v for k, v in SIZES[name].items() if k != "vocab_size"}
+    size: dict[str, Any] = {k: v for k, v in SIZES[name].items() if k != "vocab_size"}
     rate = {"tiny": 3e-3, "small": 1e-3, "mid": 6e-4, "gpt2": 3e-4}[name]
     return replace(GPTTrainConfig(lr=rate, steps=2000), **size)

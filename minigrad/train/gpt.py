@@ -38,7 +38,8 @@ def load_tokens(config: GPTTrainConfig) -> tuple[CharTokenizer, np.ndarray, np.n
 def held_out_loss(
     model: GPT, train_part: np.ndarray, tail: np.ndarray, batches: int | None = None
 ) -> float:
-    """Mean nats a token over the tail, each with at least half a context; or over the first batches."""
+    """Mean nats a token over the tail, each with at least half a context; or over the first
+    batches."""
     total = count = 0.0
     with autograd.no_grad():
         windows = held_out_windows(train_part, tail, model.config.seq_len, 32)
@@ -63,9 +64,7 @@ def make_task(
         dropout=config.dropout,
     )
     model = GPT(shape)
-    optimizer = AdamW(
-        model.parameter_groups(config.weight_decay), lr=config.lr, betas=(0.9, 0.99)
-    )
+    optimizer = AdamW(model.parameter_groups(config.weight_decay), lr=config.lr, betas=(0.9, 0.99))
     batches = TokenBatches(train_part, config.seq_len, config.batch_size, config.seed)
     schedule = cosine_schedule(min(config.warmup, config.steps // 10 + 1), config.steps, 0.1)
     parameters = model.parameters()
@@ -124,10 +123,15 @@ def train_gpt(config: GPTTrainConfig) -> dict[str, Any]:
         f"(Witten-Bell 5-gram on the same split: {figures['five_gram_loss']:.4f})"
     )
     drawn = plots.loss_curve(run, "nats a character")
-    say(f"checkpoint and metrics in {run}" + (f", loss curve in {drawn}" if drawn else f"; {plots.MISSING}"))
+    say(
+        f"checkpoint and metrics in {run}"
+        + (f", loss curve in {drawn}" if drawn else f"; {plots.MISSING}")
+    )
     newline = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
     prompt = tokenizer.encode(newline)
-    sample = model.generate(prompt, 600, temperature=0.8, top_p=0.95, generator=Generator(config.seed))
+    sample = model.generate(
+        prompt, 600, temperature=0.8, top_p=0.95, generator=Generator(config.seed)
+    )
     figures["sample"] = tokenizer.decode(sample[1:])
     say(f"\n--- a sample ---\n{figures['sample']}")
     (run / "result.json").write_text(json.dumps(figures, indent=1))
@@ -139,7 +143,9 @@ def load_gpt(run: str | Path) -> tuple[GPT, CharTokenizer]:
     path = Path(run)
     folder = path if (path / checkpoint.MANIFEST).exists() else checkpoint.best(path)
     if folder is None:
-        raise checkpoint.CheckpointError(f"{path}: no whole checkpoint; train one with --out {path}")
+        raise checkpoint.CheckpointError(
+            f"{path}: no whole checkpoint; train one with --out {path}"
+        )
     arrays, state = checkpoint.load_checkpoint(folder)
     if state["task"] != "gpt":
         raise checkpoint.CheckpointError(f"{folder}: holds a {state['task']}, not a gpt")

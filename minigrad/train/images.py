@@ -97,7 +97,8 @@ def gan_task(config: GANTrainConfig, images: Images) -> Task:
         return float(loss.item() + fooled.item())
 
     def evaluate() -> float:
-        """How far the generator is from fooling: its loss against the discriminator on new codes."""
+        """How far the generator is from fooling: its loss against the discriminator on new
+        codes."""
         codes = ops.randn((len(images.test), config.codes), generator=Generator(config.seed))
         with autograd.no_grad():
             fake = model.generate(codes)
@@ -125,7 +126,9 @@ def train_gan(config: GANTrainConfig) -> dict[str, Any]:
     model = made[-1].model
     assert isinstance(model, GAN)
     with autograd.no_grad():
-        samples = model.generate(ops.randn((60, config.codes), generator=Generator(config.seed))).numpy()
+        samples = model.generate(
+            ops.randn((60, config.codes), generator=Generator(config.seed))
+        ).numpy()
     grid = plots.image_grid(run / "samples.png", samples, images.height, images.width, 10)
     plots.loss_curve(run, "nats")
     (run / "result.json").write_text(json.dumps(figures, indent=1))

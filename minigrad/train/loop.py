@@ -1,4 +1,5 @@
-"""The training loop: steps, held-out losses, checkpoints, exact resume, and signals that save first."""
+"""The training loop: steps, held-out losses, checkpoints, exact resume, and signals that save
+first."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,7 +34,8 @@ class Batches(Protocol):
 @dataclass
 class Task:
     """What a model brings to the loop. `step(t)` trains once and returns the loss; `evaluate()` the
-    held-out loss by which checkpoints compete; `units` is what a step gets through (tokens, images)."""
+    held-out loss by which checkpoints compete; `units` is what a step gets through (tokens,
+    images)."""
 
     name: str
     model: Module
@@ -58,20 +60,14 @@ class Result:
     units_per_s: float
 
 
-class Interrupted(Exception):
-    """A signal asked for the end."""
-
-
 @contextmanager
 def saving_signals() -> Iterator[Callable[[], bool]]:
     """Within the block, SIGINT and SIGTERM only set a flag, which the function given tells."""
     asked: list[int] = []
     before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
-        try:
+        with suppress(ValueError):  # not in the main thread: signals are somebody else's
             before[number] = signal.signal(number, lambda n, _: asked.append(n))
-        except ValueError:  # not in the main thread: signals are somebody else's
-            pass
     try:
         yield lambda: bool(asked)
     finally:
@@ -96,7 +92,7 @@ def steps_for(minutes: float, make: Callable[[], Task]) -> int:
     task = make()
     for t in range(3):
         task.step(t)
-    times = []
+    times: list[float] = []
     begin = time.perf_counter()
     while len(times) < 5 or (time.perf_counter() - begin < 3 and len(times) < 200):
         start = time.perf_counter()
@@ -105,7 +101,9 @@ def steps_for(minutes: float, make: Callable[[], Task]) -> int:
     return max(1, int(minutes * 60 / float(np.mean(times))))
 
 
-def train(config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool) -> Result:
+def train(
+    config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool
+) -> Result:
     """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`."""
     check_config(config)
     folder = checkpoint.latest(run) if config.resume else None
@@ -123,7 +121,9 @@ def train(config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, q
 
         config = dataclasses.replace(config, steps=steps_for(config.minutes, scratch))
         if not quiet:
-            print(f"{config.minutes:g} minutes here are {config.steps} steps (--steps {config.steps})")
+            print(
+                f"{config.minutes:g} minutes here are {config.steps} steps (--steps {config.steps})"
+            )
     elif checkpoint.latest(run) is not None:
         raise ValueError(f"{run} already holds a run; go on with --resume, or name another --out")
     manual_seed(config.seed)

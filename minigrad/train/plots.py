@@ -1,4 +1,5 @@
-"""Pictures of a run: the loss curve, and grids of images. They need matplotlib (`pip install minigrad[plot]`)."""
+"""Pictures of a run: the loss curve, and grids of images. They need matplotlib (`pip install
+minigrad[plot]`)."""
 
 from __future__ import annotations
 
@@ -43,8 +44,11 @@ def loss_curve(run: Path, unit: str) -> Path | None:
     return run / "loss.png"
 
 
-def image_grid(path: Path, images: np.ndarray, height: int, width: int, columns: int) -> Path | None:
-    """Draws images (n, height · width) in [0, 1] side by side, dark on white; None without matplotlib."""
+def image_grid(
+    path: Path, images: np.ndarray, height: int, width: int, columns: int
+) -> Path | None:
+    """Draws images (n, height · width) in [0, 1] side by side, dark on white; None without
+    matplotlib."""
     if not can_draw():
         return None
     from matplotlib.image import imsave
