@@ -17,8 +17,9 @@ bench: $(VENV)/.built  ## kernels and training steps, with ratios to torch where
 	$(BIN)/python bench/compare.py $(ARGS)
 
 lint: $(VENV)/.built  ## formatting, lint and types
-	$(BIN)/python -m pip install --quiet "ruff>=0.12" "mypy>=1.15"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[lint]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h $(wildcard kernels/cu/*.cu*)
 
 $(VENV)/.built: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("minigrad needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

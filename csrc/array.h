@@ -53,12 +53,16 @@ struct Array {
 inline int64_t itemsize(DType t) {
     switch (t) {
         case DType::f64:
-        case DType::i64: return 8;
+        case DType::i64:
+            return 8;
         case DType::f32:
-        case DType::i32: return 4;
+        case DType::i32:
+            return 4;
         case DType::f16:
-        case DType::bf16: return 2;
-        default: return 1;
+        case DType::bf16:
+            return 2;
+        default:
+            return 1;
     }
 }
 
@@ -77,11 +81,16 @@ inline const char* dtype_name(DType t) {
 template <class Body>
 inline void for_float_dtype(const char* kernel, DType t, Body&& body) {
     switch (t) {
-        case DType::f32: return body(float{});
-        case DType::f64: return body(double{});
-        case DType::f16: return body(f16{});
-        case DType::bf16: return body(bf16{});
-        default: unsupported(kernel, t, "float32, float64, float16, bfloat16");
+        case DType::f32:
+            return body(float{});
+        case DType::f64:
+            return body(double{});
+        case DType::f16:
+            return body(f16{});
+        case DType::bf16:
+            return body(bf16{});
+        default:
+            unsupported(kernel, t, "float32, float64, float16, bfloat16");
     }
 }
 

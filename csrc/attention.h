@@ -1,11 +1,12 @@
-// What attention's forward and backward share. Everything is arranged so that vector lanes are queries:
+// What attention's forward and backward share. Everything is arranged so that vector lanes are
+// queries:
 //
 //   Sᵀ (keys × queries) = K Qᵀ     K's rows read in place, Qᵀ packed once per query tile
 //   Pᵀ = exp(Sᵀ - lse)             maximum, sum and rescaling are per lane: no sums across lanes
 //   O  (queries × D)    = Pᵀᵀ V    V's rows read in place
 //
-// so no key tile is ever transposed. Tiles are anchored at query 0 and key 0; a lane's arithmetic depends on
-// its own query and the keys it can see, in order, and on nothing else.
+// so no key tile is ever transposed. Tiles are anchored at query 0 and key 0; a lane's arithmetic
+// depends on its own query and the keys it can see, in order, and on nothing else.
 #pragma once
 
 #include <limits>
@@ -55,7 +56,8 @@ void attention_bwd_f64(const AttentionShape& s, const Array& g, const Array& q, 
 struct KeyRange {
     int64_t first, last;
 };
-inline KeyRange keys_seen(const AttentionShape& s, const AttentionOptions& o, int64_t i0, int64_t i1) {
+inline KeyRange keys_seen(const AttentionShape& s, const AttentionOptions& o, int64_t i0,
+                          int64_t i1) {
     int64_t shift = s.n_keys - s.n_queries, first = 0, last = s.n_keys;
     if (o.causal) last = std::min(last, i1 + shift);
     if (o.window >= 0) {
@@ -86,15 +88,21 @@ inline bool is_seen(const AttentionShape& s, const AttentionOptions& o, int64_t 
 
 inline double number_at(const Array& x, int64_t offset) {
     switch (x.dtype) {
-        case DType::f32: return x.ptr<float>()[offset];
-        case DType::f64: return x.ptr<double>()[offset];
-        case DType::bf16: return to_float(x.ptr<bf16>()[offset]);
-        case DType::f16: return to_float(x.ptr<f16>()[offset]);
-        default: return x.ptr<uint8_t>()[offset] != 0;
+        case DType::f32:
+            return x.ptr<float>()[offset];
+        case DType::f64:
+            return x.ptr<double>()[offset];
+        case DType::bf16:
+            return to_float(x.ptr<bf16>()[offset]);
+        case DType::f16:
+            return to_float(x.ptr<f16>()[offset]);
+        default:
+            return x.ptr<uint8_t>()[offset] != 0;
     }
 }
 
-// What is added to the scaled scores of a tile, addend[j][i]: bias where a key is seen, -infinity elsewhere.
+// What is added to the scaled scores of a tile, addend[j][i]: bias where a key is seen, -infinity
+// elsewhere.
 inline void fill_addend(const AttentionShape& s, const AttentionOptions& o, const AttentionMask& m,
                         int64_t b, int64_t h, int64_t i0, int64_t ni, int64_t j0, int64_t nj,
                         float* addend) {
@@ -115,27 +123,31 @@ inline void fill_addend(const AttentionShape& s, const AttentionOptions& o, cons
         const int64_t* step = m.bias.strides;
         for (int64_t j = 0; j < nj; j++)
             for (int64_t i = 0; i < ni; i++)
-                addend[j * kQueries + i] += static_cast<float>(
-                    number_at(m.bias, b * step[0] + h * step[1] + (i0 + i) * step[2] + (j0 + j) * step[3]));
+                addend[j * kQueries + i] += static_cast<float>(number_at(
+                    m.bias, b * step[0] + h * step[1] + (i0 + i) * step[2] + (j0 + j) * step[3]));
     }
     if (m.mask) {
         const int64_t* step = m.mask.strides;
-        const uint8_t* at = m.mask.ptr<uint8_t>() + b * step[0] + h * step[1] + i0 * step[2] + j0 * step[3];
+        const uint8_t* at =
+            m.mask.ptr<uint8_t>() + b * step[0] + h * step[1] + i0 * step[2] + j0 * step[3];
         for (int64_t j = 0; j < nj; j++)
             for (int64_t i = 0; i < ni; i++)
                 if (!at[i * step[2] + j * step[3]]) addend[j * kQueries + i] = -kInfinity;
     }
 }
 
-// factor[j][i]: 0 where a weight is dropped, 1 / (1 - p) where it stays; by the weight's logical index.
+// factor[j][i]: 0 where a weight is dropped, 1 / (1 - p) where it stays; by the weight's logical
+// index.
 inline void fill_dropout(const AttentionShape& s, const AttentionOptions& o, int64_t b, int64_t h,
                          int64_t i0, int64_t ni, int64_t j0, int64_t nj, float* factor) {
     uint32_t words[kKeys], threshold = dropout_threshold(o.dropout);
     auto kept = static_cast<float>(1.0 / (1.0 - o.dropout));
     for (int64_t i = 0; i < ni; i++) {
         int64_t row = (b * s.heads + h) * s.n_queries + i0 + i;
-        philox_words(o.key, static_cast<uint64_t>(row) * static_cast<uint64_t>(s.n_keys) +
-                                static_cast<uint64_t>(j0), nj, words);
+        philox_words(o.key,
+                     static_cast<uint64_t>(row) * static_cast<uint64_t>(s.n_keys) +
+                         static_cast<uint64_t>(j0),
+                     nj, words);
         for (int64_t j = 0; j < nj; j++)
             factor[j * kQueries + i] = words[j] >= threshold ? kept : 0.0f;
     }
@@ -143,8 +155,8 @@ inline void fill_dropout(const AttentionShape& s, const AttentionOptions& o, int
 
 // ---- tiles ----
 
-// Rows of float32, read in place where they are that already, else converted to a scratch copy whose row
-// length is padded with zeros to whole vectors.
+// Rows of float32, read in place where they are that already, else converted to a scratch copy
+// whose row length is padded with zeros to whole vectors.
 struct Rows {
     const float* p;
     int64_t row;
@@ -159,7 +171,8 @@ Rows float_rows(const T* x, int64_t row, int64_t n, int64_t dim, float* copy) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < wide; d += VL) {
             int64_t left = dim - d;
-            store(copy + i * wide + d, left >= VL ? load(x + i * row + d) : load(x + i * row + d, left));
+            store(copy + i * wide + d,
+                  left >= VL ? load(x + i * row + d) : load(x + i * row + d, left));
         }
     return {copy, wide};
 }
@@ -171,8 +184,9 @@ inline void transpose_rows(const Rows& x, int64_t n, int64_t dim, float* packed)
                         packed + i * dim);
 }
 
-// C (m × n) = [C +] A (m × k) B (k × n), n whole vectors; A's element (i, l) at a[i * a_row + l * a_col], where one
-// of the two is 1; B's row l at b + l * b_row (next panel of kNR columns at b_panel from there).
+// C (m × n) = [C +] A (m × k) B (k × n), n whole vectors; A's element (i, l) at a[i * a_row + l *
+// a_col], where one of the two is 1; B's row l at b + l * b_row (next panel of kNR columns at
+// b_panel from there).
 template <int kRows, int kVectors, bool kUnitRows>
 MG_INLINE void tile_block(int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b,
                           int64_t b_row, float* c, int64_t c_row, bool add) {
@@ -196,8 +210,8 @@ MG_INLINE void tile_block(int64_t k, const float* a, int64_t a_row, int64_t a_co
 }
 
 template <int kVectors, bool kUnitRows>
-void tile_columns(int64_t m, int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b,
-                  int64_t b_row, float* c, int64_t c_row, bool add) {
+void tile_columns(int64_t m, int64_t k, const float* a, int64_t a_row, int64_t a_col,
+                  const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
     int64_t i = 0, step = kUnitRows ? 1 : a_row;
     for (; i + kMR <= m; i += kMR)
         tile_block<kMR, kVectors, kUnitRows>(k, a + i * step, a_row, a_col, b, b_row, c + i * c_row,
@@ -216,7 +230,8 @@ void tile_columns(int64_t m, int64_t k, const float* a, int64_t a_row, int64_t a
 
 template <bool kUnitRows>
 void tile_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col,
-                  const float* b, int64_t b_row, int64_t b_panel, float* c, int64_t c_row, bool add) {
+                  const float* b, int64_t b_row, int64_t b_panel, float* c, int64_t c_row,
+                  bool add) {
     int64_t j = 0;
     for (; j + kNR <= n; j += kNR, b += b_panel)
         tile_columns<2, kUnitRows>(m, k, a, a_row, a_col, b, b_row, c + j, c_row, add);
@@ -229,7 +244,8 @@ inline bool any_not_finite(const Rows& x, int64_t n, int64_t dim) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < dim; d += VL) {
             int64_t left = dim - d;
-            sum += (left >= VL ? load(x.p + i * x.row + d) : load(x.p + i * x.row + d, left)) * vf{};
+            sum +=
+                (left >= VL ? load(x.p + i * x.row + d) : load(x.p + i * x.row + d, left)) * vf{};
         }
     float total = sum_lanes(sum);
     return total != total;

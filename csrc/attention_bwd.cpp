@@ -1,6 +1,6 @@
-// Fused multi-head attention, backward (Dao 2023): the weights are made again from the saved lse, tile by tile.
-// One task does all query heads of one key head, query tile after query tile, so that dk and dv are sums in
-// one order. Five tile products:
+// Fused multi-head attention, backward (Dao 2023): the weights are made again from the saved lse,
+// tile by tile. One task does all query heads of one key head, query tile after query tile, so that
+// dk and dv are sums in one order. Five tile products:
 //   Sᵀ = K Qᵀ    dPᵀ = V dOᵀ    dV += Pᵀ dO    dK += dSᵀ Q    dQ += dS K
 #include "attention.h"
 
@@ -72,7 +72,8 @@ void key_head(const AttentionShape& s, const AttentionOptions& o, const Attentio
     Scratch<float> sums(2 * s.n_keys * wide + 1);
     float *dk = sums.get(), *dv = dk + s.n_keys * wide;
     std::fill_n(dk, 2 * s.n_keys * wide, 0.0f);
-    // All keys and values of the head as float32 rows, converted once where they are not that already.
+    // All keys and values of the head as float32 rows, converted once where they are not that
+    // already.
     Scratch<float> copies(2 * s.n_keys * wide + 1);
     Rows keys = float_rows(head_of<T>(x.k, b, kv, 0), x.k.strides[2], s.n_keys, dim, copies.get());
     Rows values = float_rows(head_of<T>(x.v, b, kv, 0), x.v.strides[2], s.n_keys, dim,
@@ -95,7 +96,8 @@ void key_head(const AttentionShape& s, const AttentionOptions& o, const Attentio
             KeyRange range = keys_seen(s, o, i0, i0 + ni);
             for (int64_t j0 = range.first / kKeys * kKeys; j0 < range.last; j0 += kKeys) {
                 int64_t nj = std::min(kKeys, s.n_keys - j0);
-                Rows kt{keys.p + j0 * keys.row, keys.row}, vt{values.p + j0 * values.row, values.row};
+                Rows kt{keys.p + j0 * keys.row, keys.row},
+                    vt{values.p + j0 * values.row, values.row};
                 tile_product<false>(nj, lanes, dim, kt.p, kt.row, 1, q_packed, kNR, kNR * dim,
                                     t.weights, kQueries, false);
                 tile_product<false>(nj, lanes, dim, vt.p, vt.row, 1, g_packed, kNR, kNR * dim,
@@ -125,10 +127,10 @@ void key_head(const AttentionShape& s, const AttentionOptions& o, const Attentio
 
 }  // namespace
 
-void attention_bwd(const Array& g, const Array& q, const Array& k, const Array& v, const Array& mask,
-                   const Array& bias, const Array& out, const Array& lse, const Array& dq,
-                   const Array& dk, const Array& dv, double scale, bool causal, int64_t window,
-                   double dropout_p, const Array& rng) {
+void attention_bwd(const Array& g, const Array& q, const Array& k, const Array& v,
+                   const Array& mask, const Array& bias, const Array& out, const Array& lse,
+                   const Array& dq, const Array& dk, const Array& dv, double scale, bool causal,
+                   int64_t window, double dropout_p, const Array& rng) {
     AttentionShape s = attention_shape("attention_bwd", q, k, v);
     attention_shape("attention_bwd", g, dk, dv);
     attention_shape("attention_bwd", dq, k, v);

@@ -35,8 +35,8 @@ double row_weights(const AttentionShape& s, const AttentionOptions& o, const Att
 }
 
 // Dropout's factors of the row, 0 or 1 / (1 - p).
-void row_factors(const AttentionShape& s, const AttentionOptions& o, int64_t b, int64_t h, int64_t i,
-                 std::vector<double>& f) {
+void row_factors(const AttentionShape& s, const AttentionOptions& o, int64_t b, int64_t h,
+                 int64_t i, std::vector<double>& f) {
     std::fill(f.begin(), f.end(), 1.0);
     if (o.dropout == 0) return;
     std::vector<uint32_t> words(f.size());
@@ -55,7 +55,8 @@ void attention_fwd_f64(const AttentionShape& s, const Array& q, const Array& k, 
         int64_t b = task / s.heads, h = task % s.heads;
         std::vector<double> w(static_cast<size_t>(s.n_keys)), f(w.size());
         for (int64_t i = 0; i < s.n_queries; i++) {
-            head_of<double>(lse, b, h, i)[0] = row_weights(s, o, m, head_of<double>(q, b, h, i), k, b, h, i, w);
+            head_of<double>(lse, b, h, i)[0] =
+                row_weights(s, o, m, head_of<double>(q, b, h, i), k, b, h, i, w);
             row_factors(s, o, b, h, i, f);
             double* to = head_of<double>(out, b, h, i);
             std::fill_n(to, s.dim, 0.0);
@@ -82,7 +83,8 @@ void attention_bwd_f64(const AttentionShape& s, const Array& g, const Array& q, 
         std::vector<double> w(static_cast<size_t>(s.n_keys)), f(w.size()), dw(w.size());
         for (int64_t h = kv * s.group(); h < (kv + 1) * s.group(); h++)
             for (int64_t i = 0; i < s.n_queries; i++) {
-                const double *query = head_of<double>(q, b, h, i), *grad = head_of<double>(g, b, h, i);
+                const double *query = head_of<double>(q, b, h, i),
+                             *grad = head_of<double>(g, b, h, i);
                 double* to = head_of<double>(dq, b, h, i);
                 row_weights(s, o, m, query, k, b, h, i, w);
                 row_factors(s, o, b, h, i, f);

@@ -1,5 +1,6 @@
-// Fused multi-head attention, forward: a running softmax over key tiles (Milakov and Gimelshein 2018; Dao et al.
-// 2022). q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D), out (B, Hq, Tq, D), all with unit stride in D; lse (B, Hq, Tq).
+// Fused multi-head attention, forward: a running softmax over key tiles (Milakov and Gimelshein
+// 2018; Dao et al. 2022). q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D), out (B, Hq, Tq, D), all with
+// unit stride in D; lse (B, Hq, Tq).
 #include "attention.h"
 
 namespace mg {
@@ -23,8 +24,8 @@ AttentionShape attention_shape(const char* kernel, const Array& q, const Array& 
 
 namespace {
 
-// Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier output
-// must be scaled by (alpha).
+// Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
+// output must be scaled by (alpha).
 void softmax_tile(int64_t lanes, int64_t nj, float scale, const float* addend, float* scores,
                   float* top, float* sum, float* alpha) {
     vf k = broadcast(scale), lowest = broadcast(-kInfinity);
@@ -70,7 +71,8 @@ void query_tile(const AttentionShape& s, const AttentionOptions& o, const Attent
     float *q_packed = buffer.get(), *acc = q_packed + kQueries * dim;
     float *k_copy = acc + kQueries * wide, *v_copy = k_copy + kKeys * wide;
     ForwardScratch t;
-    transpose_rows(float_rows(head_of<T>(q, b, h, i0), q.strides[2], ni, dim, acc), ni, dim, q_packed);
+    transpose_rows(float_rows(head_of<T>(q, b, h, i0), q.strides[2], ni, dim, acc), ni, dim,
+                   q_packed);
     std::fill_n(acc, kQueries * wide, 0.0f);
     std::fill_n(t.top, kQueries, -kInfinity);
     std::fill_n(t.sum, kQueries, 0.0f);
@@ -109,7 +111,8 @@ void query_tile(const AttentionShape& s, const AttentionOptions& o, const Attent
         for (int64_t d = 0; d < wide; d += VL)
             store(acc + i * wide + d, load(acc + i * wide + d) * factor);
         float total = t.sum[i] == 0 ? -kInfinity : t.top[i] + std::log(t.sum[i]);
-        lse.ptr<float>()[b * lse.strides[0] + h * lse.strides[1] + (i0 + i) * lse.strides[2]] = total;
+        lse.ptr<float>()[b * lse.strides[0] + h * lse.strides[1] + (i0 + i) * lse.strides[2]] =
+            total;
     }
     store_rows(acc, wide, ni, dim, head_of<T>(out, b, h, i0), out.strides[2]);
 }

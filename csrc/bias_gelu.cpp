@@ -1,4 +1,5 @@
-// gelu(x + bias) in one pass, in both forms, and its gradients: x (n_rows, n_cols), bias (n_cols,) or None.
+// gelu(x + bias) in one pass, in both forms, and its gradients: x (n_rows, n_cols), bias (n_cols,)
+// or None.
 #include "rows.h"
 
 namespace mg {

@@ -1,6 +1,6 @@
-// The kernels of one instruction-set level as a Python module: a list of names. Each kernel is a plain
-// function of its own file; its arguments are NumPy arrays (None where optional), lists of arrays, and
-// numbers, in the order of the declaration here.
+// The kernels of one instruction-set level as a Python module: a list of names. Each kernel is a
+// plain function of its own file; its arguments are NumPy arrays (None where optional), lists of
+// arrays, and numbers, in the order of the declaration here.
 #include "caster.h"
 #include "denormals.h"
 #include "elementwise.h"
@@ -50,10 +50,10 @@ static void list_kernels(py::module_& m) {
     KERNEL(log_softmax_fwd, (A x, A out));
     KERNEL(log_softmax_bwd, (A g, A y, A dx));
     KERNEL(logsumexp_fwd, (A x, A out));
-    KERNEL(layer_norm_fwd, (A x, A residual, A weight, A bias, A out, A summed, A mean, A rstd,
-                            double eps));
-    KERNEL(layer_norm_bwd, (A g, A g_summed, A x, A weight, A mean, A rstd, A dx, A dweight,
-                            A dbias));
+    KERNEL(layer_norm_fwd,
+           (A x, A residual, A weight, A bias, A out, A summed, A mean, A rstd, double eps));
+    KERNEL(layer_norm_bwd,
+           (A g, A g_summed, A x, A weight, A mean, A rstd, A dx, A dweight, A dbias));
     KERNEL(rms_norm_fwd, (A x, A residual, A weight, A out, A summed, A rstd, double eps));
     KERNEL(rms_norm_bwd, (A g, A g_summed, A x, A weight, A rstd, A dx, A dweight));
     KERNEL(bias_gelu_fwd, (A x, A bias, A out, bool tanh_form));
@@ -62,8 +62,8 @@ static void list_kernels(py::module_& m) {
                            int64_t window, double dropout_p, A rng));
     KERNEL(attention_bwd, (A g, A q, A k, A v, A mask, A bias, A out, A lse, A dq, A dk, A dv,
                            double scale, bool causal, int64_t window, double dropout_p, A rng));
-    KERNEL(cross_entropy_fwd, (A logits, A targets, A loss, A lse, int64_t ignore_index,
-                               double label_smoothing));
+    KERNEL(cross_entropy_fwd,
+           (A logits, A targets, A loss, A lse, int64_t ignore_index, double label_smoothing));
     KERNEL(cross_entropy_bwd, (A g, A logits, A targets, A lse, A dlogits, int64_t ignore_index,
                                double label_smoothing));
     KERNEL(embedding_fwd, (A weight, A indices, A out));

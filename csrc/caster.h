@@ -19,14 +19,22 @@ extern const CoreApi* core;
 inline DType dtype_of(PyArrayObject* a) {
     int number = PyArray_TYPE(a);
     switch (number) {
-        case NPY_FLOAT32: return DType::f32;
-        case NPY_FLOAT64: return DType::f64;
-        case NPY_FLOAT16: return DType::f16;
-        case NPY_INT32: return DType::i32;
-        case NPY_INT64: return DType::i64;
-        case NPY_UINT8: return DType::u8;
-        case NPY_BOOL: return DType::b8;
-        default: break;
+        case NPY_FLOAT32:
+            return DType::f32;
+        case NPY_FLOAT64:
+            return DType::f64;
+        case NPY_FLOAT16:
+            return DType::f16;
+        case NPY_INT32:
+            return DType::i32;
+        case NPY_INT64:
+            return DType::i64;
+        case NPY_UINT8:
+            return DType::u8;
+        case NPY_BOOL:
+            return DType::b8;
+        default:
+            break;
     }
     if (number == core->bf16_typenum) return DType::bf16;
     if (number == NPY_UINT64 || number == NPY_LONGLONG) return DType::i64;  // same 64 bits

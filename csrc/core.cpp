@@ -22,7 +22,8 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
     auto ndim = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
     if (ndim > kMaxDims)
         throw py::value_error("arrays of more than 16 dimensions are not supported");
-    if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("empty: dtype must be a numpy.dtype");
+    if (!PyArray_DescrCheck(dtype.ptr()))
+        throw py::type_error("empty: dtype must be a numpy.dtype");
     auto* descr = reinterpret_cast<PyArray_Descr*>(dtype.ptr());
     auto bytes = static_cast<size_t>(PyDataType_ELSIZE(descr));
     for (int i = 0; i < ndim; i++) {
@@ -98,7 +99,8 @@ PYBIND11_MODULE(_core, m) {
     import_numpy();
     if (PyErr_Occurred()) throw py::error_already_set();
     install_fork_handler();
-    m.add_object("api", py::reinterpret_steal<py::object>(PyCapsule_New(&api, kCoreApiName, nullptr)));
+    m.add_object("api",
+                 py::reinterpret_steal<py::object>(PyCapsule_New(&api, kCoreApiName, nullptr)));
     m.def("register_bfloat16", [](const py::handle& dtype) {
         if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("expected a numpy.dtype");
         api.bf16_typenum = reinterpret_cast<PyArray_Descr*>(dtype.ptr())->type_num;

@@ -1,5 +1,6 @@
-// The services of minigrad._core (threads, buffer pool) as the kernel modules see them. There is one
-// core and one module of kernels per instruction-set level, so they meet through a table of pointers.
+// The services of minigrad._core (threads, buffer pool) as the kernel modules see them. There is
+// one core and one module of kernels per instruction-set level, so they meet through a table of
+// pointers.
 #pragma once
 
 #include <cstddef>
@@ -8,9 +9,10 @@
 namespace mg {
 
 struct CoreApi {
-    // Runs body(context, task) for task = 0 .. n_tasks-1, each exactly once, on some thread; returns
-    // when all are done. Which thread runs a task is not fixed, so a task's result must not depend
-    // on it: that, with task boundaries taken from shapes alone, gives the same bits at any count.
+    // Runs body(context, task) for task = 0 .. n_tasks-1, each exactly once, on some thread;
+    // returns when all are done. Which thread runs a task is not fixed, so a task's result must not
+    // depend on it: that, with task boundaries taken from shapes alone, gives the same bits at any
+    // count.
     void (*parallel)(int64_t n_tasks, void (*body)(void*, int64_t), void* context);
     int (*num_threads)();
     void* (*allocate)(size_t bytes);  // 64-byte aligned, from the pool; throws std::bad_alloc

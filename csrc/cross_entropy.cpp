@@ -57,9 +57,13 @@ void cross_entropy_fwd(const Array& logits, const Array& targets, const Array& l
                     // Through the maximum, which cancels: total may be large where the loss is not.
                     value = (top - value_at(x + target)) + std::log(sum);
                     if (label_smoothing > 0) {
-                        S spread = sum_row<T>(n, [&](int64_t i, auto tail) {
-                                       return keep_first(shift - load(x + i, tail), tail, 0.0);
-                                   }) / static_cast<S>(n) + std::log(sum);
+                        S spread =
+                            sum_row<T>(n,
+                                       [&](int64_t i, auto tail) {
+                                           return keep_first(shift - load(x + i, tail), tail, 0.0);
+                                       }) /
+                                static_cast<S>(n) +
+                            std::log(sum);
                         S s = static_cast<S>(label_smoothing);
                         value = (S(1) - s) * value + s * spread;
                     }

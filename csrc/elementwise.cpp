@@ -1,6 +1,7 @@
-// Elementwise kernels: the loops around the expressions of elementwise.h. Each expression is compiled for
-// vectors of float32 (which serve float32, float16 and bfloat16), for double and, where it makes
-// sense, for int64 (all integers and bool); strides and dtypes are the business of strided.h.
+// Elementwise kernels: the loops around the expressions of elementwise.h. Each expression is
+// compiled for vectors of float32 (which serve float32, float16 and bfloat16), for double and,
+// where it makes sense, for int64 (all integers and bool); strides and dtypes are the business of
+// strided.h.
 #include "elementwise.h"
 
 #include "strided.h"
@@ -56,40 +57,40 @@ using BinaryTile = void (*)(int64_t n, const C* a, const C* b, C* out);
 template <class C>
 using TruthTile = void (*)(int64_t n, const C* a, const C* b, uint8_t* out);
 
-#define UNARY_TILE(name, types, value, gradient)                                                   \
-    template <class C>                                                                             \
-    void name##_tile(int64_t n, const C* xs, [[maybe_unused]] double parameter, C* out) {          \
-        using V = typename VectorOf<C>::type;                                                      \
-        [[maybe_unused]] const V p = c(parameter);                                                 \
-        apply([&](V x) -> V { return value; }, n, out, xs);                                        \
-    }                                                                                              \
-    template <class C>                                                                             \
-    void name##_bwd_tile(int64_t n, const C* gs, const C* xs, const C* ys,                         \
-                         [[maybe_unused]] double parameter, C* out) {                              \
-        using V = typename VectorOf<C>::type;                                                      \
-        [[maybe_unused]] const V p = c(parameter);                                                 \
-        apply([&]([[maybe_unused]] V g, [[maybe_unused]] V x, [[maybe_unused]] V y) -> V {         \
-            return gradient;                                                                       \
-        }, n, out, gs, xs, ys);                                                                    \
+#define UNARY_TILE(name, types, value, gradient)                                          \
+    template <class C>                                                                    \
+    void name##_tile(int64_t n, const C* xs, [[maybe_unused]] double parameter, C* out) { \
+        using V = typename VectorOf<C>::type;                                             \
+        [[maybe_unused]] const V p = c(parameter);                                        \
+        apply([&](V x) -> V { return value; }, n, out, xs);                               \
+    }                                                                                     \
+    template <class C>                                                                    \
+    void name##_bwd_tile(int64_t n, const C* gs, const C* xs, const C* ys,                \
+                         [[maybe_unused]] double parameter, C* out) {                     \
+        using V = typename VectorOf<C>::type;                                             \
+        [[maybe_unused]] const V p = c(parameter);                                        \
+        apply([&]([[maybe_unused]] V g, [[maybe_unused]] V x,                             \
+                  [[maybe_unused]] V y) -> V { return gradient; },                        \
+              n, out, gs, xs, ys);                                                        \
     }
 MG_UNARY(UNARY_TILE)
 
-#define BINARY_TILE(name, types, value)                                      \
-    template <class C>                                                       \
-    void name##_tile(int64_t n, const C* as, const C* bs, C* out) {          \
-        using V = typename VectorOf<C>::type;                                \
-        apply([&](V a, V b) -> V { return value; }, n, out, as, bs);         \
+#define BINARY_TILE(name, types, value)                              \
+    template <class C>                                               \
+    void name##_tile(int64_t n, const C* as, const C* bs, C* out) {  \
+        using V = typename VectorOf<C>::type;                        \
+        apply([&](V a, V b) -> V { return value; }, n, out, as, bs); \
     }
 MG_BINARY(BINARY_TILE)
 
-#define TRUTH_TILE(name, types, truth)                                                    \
-    template <class C>                                                                    \
-    void name##_tile(int64_t n, const C* as, const C* bs, uint8_t* out) {                 \
-        using V [[maybe_unused]] = C;                                                     \
-        for (int64_t i = 0; i < n; i++) {                                                 \
-            C a = as[i], b = bs[i];                                                       \
-            out[i] = static_cast<uint8_t>(truth);                                         \
-        }                                                                                 \
+#define TRUTH_TILE(name, types, truth)                                    \
+    template <class C>                                                    \
+    void name##_tile(int64_t n, const C* as, const C* bs, uint8_t* out) { \
+        using V [[maybe_unused]] = C;                                     \
+        for (int64_t i = 0; i < n; i++) {                                 \
+            C a = as[i], b = bs[i];                                       \
+            out[i] = static_cast<uint8_t>(truth);                         \
+        }                                                                 \
     }
 MG_COMPARISON(TRUTH_TILE)
 
@@ -153,41 +154,39 @@ void run_comparison(const char* name, TruthTile<C> tile, const Array& a, const A
 #define INT64_real(function) nullptr
 
 // Picks the loop for the dtype.
-#define DISPATCH(name, types, tile, run, Tile, dtype, ...)                                  \
-    for_compute_type(dtype, [&](auto type) {                                                \
-        using C = decltype(type);                                                           \
-        if constexpr (std::is_same_v<C, int64_t>) {                                         \
-            Tile<int64_t> loop = INT64_##types(tile);                                       \
-            if (loop == nullptr)                                                            \
-                unsupported(#name, dtype, "float32, float64, float16, bfloat16");           \
-            run<int64_t>(#name, loop, __VA_ARGS__);                                         \
-        } else {                                                                            \
-            run<C>(#name, tile<C>, __VA_ARGS__);                                            \
-        }                                                                                   \
+#define DISPATCH(name, types, tile, run, Tile, dtype, ...)                                         \
+    for_compute_type(dtype, [&](auto type) {                                                       \
+        using C = decltype(type);                                                                  \
+        if constexpr (std::is_same_v<C, int64_t>) {                                                \
+            Tile<int64_t> loop = INT64_##types(tile);                                              \
+            if (loop == nullptr) unsupported(#name, dtype, "float32, float64, float16, bfloat16"); \
+            run<int64_t>(#name, loop, __VA_ARGS__);                                                \
+        } else {                                                                                   \
+            run<C>(#name, tile<C>, __VA_ARGS__);                                                   \
+        }                                                                                          \
     })
 
 }  // namespace
 
-#define UNARY(name, types, value, gradient)                                                  \
-    void name(const Array& x, const Array& out, double p) {                                  \
-        DISPATCH(name, types, name##_tile, run_unary, UnaryTile, x.dtype, x, out, p);        \
-    }                                                                                        \
-    void name##_bwd(const Array& g, const Array& x, const Array& y, const Array& out,        \
-                    double p) {                                                              \
-        DISPATCH(name##_bwd, real, name##_bwd_tile, run_unary_bwd, GradTile, g.dtype, g, x,  \
-                 y, out, p);                                                                 \
+#define UNARY(name, types, value, gradient)                                                       \
+    void name(const Array& x, const Array& out, double p) {                                       \
+        DISPATCH(name, types, name##_tile, run_unary, UnaryTile, x.dtype, x, out, p);             \
+    }                                                                                             \
+    void name##_bwd(const Array& g, const Array& x, const Array& y, const Array& out, double p) { \
+        DISPATCH(name##_bwd, real, name##_bwd_tile, run_unary_bwd, GradTile, g.dtype, g, x, y,    \
+                 out, p);                                                                         \
     }
 MG_UNARY(UNARY)
 
-#define BINARY(name, types, value)                                                           \
-    void name(const Array& a, const Array& b, const Array& out) {                            \
-        DISPATCH(name, types, name##_tile, run_binary, BinaryTile, a.dtype, a, b, out);      \
+#define BINARY(name, types, value)                                                      \
+    void name(const Array& a, const Array& b, const Array& out) {                       \
+        DISPATCH(name, types, name##_tile, run_binary, BinaryTile, a.dtype, a, b, out); \
     }
 MG_BINARY(BINARY)
 
-#define COMPARISON(name, types, truth)                                                       \
-    void name(const Array& a, const Array& b, const Array& out) {                            \
-        DISPATCH(name, types, name##_tile, run_comparison, TruthTile, a.dtype, a, b, out);   \
+#define COMPARISON(name, types, truth)                                                     \
+    void name(const Array& a, const Array& b, const Array& out) {                          \
+        DISPATCH(name, types, name##_tile, run_comparison, TruthTile, a.dtype, a, b, out); \
     }
 MG_COMPARISON(COMPARISON)
 

@@ -1,5 +1,6 @@
-// Rows of a table by index, their gradient, and scatter-add. Contributions to one element are added in the order
-// of the indices whatever the threads do: work is split by columns (or by output range), not by index.
+// Rows of a table by index, their gradient, and scatter-add. Contributions to one element are added
+// in the order of the indices whatever the threads do: work is split by columns (or by output
+// range), not by index.
 #include "rows.h"
 #include "strided.h"
 
@@ -26,15 +27,16 @@ void embedding_fwd(const Array& weight, const Array& indices, const Array& out) 
     for_indices("embedding_fwd", indices, [&](auto* index) {
         parallel_chunks(n, rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; i++)
-                std::memcpy(out.data + i * n_cols * bytes,
-                            weight.data + static_cast<int64_t>(index[i]) * weight.strides[0] * bytes,
-                            static_cast<size_t>(n_cols * bytes));
+                std::memcpy(
+                    out.data + i * n_cols * bytes,
+                    weight.data + static_cast<int64_t>(index[i]) * weight.strides[0] * bytes,
+                    static_cast<size_t>(n_cols * bytes));
         });
     });
 }
 
-// g (…, C) contiguous, dweight (V, C) contiguous: zeros plus the rows of g at their indices, summed in float32
-// (float64 for float64).
+// g (…, C) contiguous, dweight (V, C) contiguous: zeros plus the rows of g at their indices, summed
+// in float32 (float64 for float64).
 void embedding_bwd(const Array& g, const Array& indices, const Array& dweight) {
     if (!g.contiguous() || !dweight.contiguous())
         throw std::invalid_argument("embedding_bwd: expected contiguous arrays");
@@ -50,12 +52,14 @@ void embedding_bwd(const Array& g, const Array& indices, const Array& dweight) {
         if constexpr (kDirect) sums = dweight.ptr<T>();
         for_indices("embedding_bwd", indices, [&](auto* index) {
             parallel_chunks(n_cols, kColumns, [&](int64_t c0, int64_t c1) {
-                for (int64_t r = 0; r < rows; r++) std::fill(sums + r * n_cols + c0, sums + r * n_cols + c1, S(0));
+                for (int64_t r = 0; r < rows; r++)
+                    std::fill(sums + r * n_cols + c0, sums + r * n_cols + c1, S(0));
                 for (int64_t i = 0; i < n; i++) {
                     const T* from = g.ptr<T>() + i * n_cols;
                     S* to = sums + static_cast<int64_t>(index[i]) * n_cols;
                     for_lanes<T>(c1 - c0, [&](int64_t c, auto tail) {
-                        store(to + c0 + c, load(to + c0 + c, tail) + load(from + c0 + c, tail), tail);
+                        store(to + c0 + c, load(to + c0 + c, tail) + load(from + c0 + c, tail),
+                              tail);
                     });
                 }
                 if constexpr (!kDirect) {

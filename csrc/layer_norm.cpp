@@ -1,8 +1,9 @@
-// Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019) of rows (n_rows, n_cols), optionally of
-// x + residual, which is then written, too.
+// Layer norm (Ba et al. 2016) and RMS norm (Zhang and Sennrich 2019) of rows (n_rows, n_cols),
+// optionally of x + residual, which is then written, too.
 //
-// Variance in two passes with the mean corrected by the mean of what is left: E[x²] - E[x]² would lose
-// everything when the mean is large. The saved mean is rounded, so backward corrects it the same way.
+// Variance in two passes with the mean corrected by the mean of what is left: E[x²] - E[x]² would
+// lose everything when the mean is large. The saved mean is rounded, so backward corrects it the
+// same way.
 #include "rows.h"
 
 namespace mg {
@@ -34,8 +35,7 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, int64_t 
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
     S count = static_cast<S>(n);
-    S centre =
-        sum_row<T>(n, [&](int64_t i, auto tail) { return load(x + i, tail); }) / count;
+    S centre = sum_row<T>(n, [&](int64_t i, auto tail) { return load(x + i, tail); }) / count;
     V c = splat<V>(centre);
     V left{};  // Σ (x - centre): what rounding the mean left over
     S squares = sum_row<T>(n, [&](int64_t i, auto tail) {
@@ -67,7 +67,8 @@ void rms_norm_row(const T* x, const T* weight, T* out, int64_t n, double eps,
     rstd = S(1) / std::sqrt(squares / static_cast<S>(n) + static_cast<S>(eps));
     V k = splat<V>(rstd);
     for_lanes<T>(n, [&](int64_t i, auto tail) {
-        store(out + i, affine(V(load(x + i, tail)) * k, weight, static_cast<const T*>(nullptr), i, tail),
+        store(out + i,
+              affine(V(load(x + i, tail)) * k, weight, static_cast<const T*>(nullptr), i, tail),
               tail);
     });
 }
@@ -84,25 +85,33 @@ void norm_bwd_row(const T* g, const T* g_summed, const T* x, const T* weight,
     S count = static_cast<S>(n);
     V shift{};
     if constexpr (kCentred) {
-        shift = splat<V>(sum_row<T>(n, [&](int64_t i, auto tail) {
-                             return keep_first(load(x + i, tail) - c, tail, 0.0);
-                         }) / count);
+        shift = splat<V>(
+            sum_row<T>(n, [&](int64_t i,
+                              auto tail) { return keep_first(load(x + i, tail) - c, tail, 0.0); }) /
+            count);
     }
     auto normed = [&](int64_t i, auto tail) { return ((load(x + i, tail) - c) - shift) * k; };
     if (dx) {
         V mean_g{};
         if constexpr (kCentred) {
-            mean_g = splat<V>(sum_row<T>(n, [&](int64_t i, auto tail) {
-                                  return affine(V(load(g + i, tail)), weight, none, i, tail);
-                              }) / count);
+            mean_g =
+                splat<V>(sum_row<T>(n,
+                                    [&](int64_t i, auto tail) {
+                                        return affine(V(load(g + i, tail)), weight, none, i, tail);
+                                    }) /
+                         count);
         }
-        V mean_gx = splat<V>(sum_row<T>(n, [&](int64_t i, auto tail) {
-                                 return affine(V(load(g + i, tail)), weight, none, i, tail) *
-                                        normed(i, tail);
-                             }) / count);
+        V mean_gx =
+            splat<V>(sum_row<T>(n,
+                                [&](int64_t i, auto tail) {
+                                    return affine(V(load(g + i, tail)), weight, none, i, tail) *
+                                           normed(i, tail);
+                                }) /
+                     count);
         for_lanes<T>(n, [&](int64_t i, auto tail) {
             V d = (affine(V(load(g + i, tail)), weight, none, i, tail) - mean_g -
-                   normed(i, tail) * mean_gx) * k;
+                   normed(i, tail) * mean_gx) *
+                  k;
             if (g_summed) d = d + load(g_summed + i, tail);
             store(dx + i, d, tail);
         });
@@ -175,7 +184,8 @@ void layer_norm_fwd(const Array& x, const Array& residual, const Array& weight, 
     });
 }
 
-// g_summed: the gradient that reached x + residual by other ways, added to dx. x: the row that was normalised.
+// g_summed: the gradient that reached x + residual by other ways, added to dx. x: the row that was
+// normalised.
 void layer_norm_bwd(const Array& g, const Array& g_summed, const Array& x, const Array& weight,
                     const Array& mean, const Array& rstd, const Array& dx, const Array& dweight,
                     const Array& dbias) {
@@ -195,8 +205,8 @@ void rms_norm_fwd(const Array& x, const Array& residual, const Array& weight, co
         check_vector(kernel, rstd, x.shape[0], Lanes<T>::statistics);
         parallel_chunks(x.shape[0], rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; r++)
-                rms_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(),
-                             row<T>(out, r), n_cols, eps, rstd.ptr<S>()[r]);
+                rms_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(), row<T>(out, r),
+                             n_cols, eps, rstd.ptr<S>()[r]);
         });
     });
 }

@@ -1,4 +1,5 @@
-// The rate of float32 multiply-adds on registers alone, on every thread: the ceiling that shares refer to.
+// The rate of float32 multiply-adds on registers alone, on every thread: the ceiling that shares
+// refer to.
 #include "parallel.h"
 #include "simd.h"
 
@@ -6,7 +7,7 @@ namespace mg {
 
 // Each task writes the operations it did into its element of counted (float64).
 void peak_fma(const Array& counted) {
-    constexpr int kChains = 12;        // enough to hide a latency of 4 cycles at 2 a cycle, and some
+    constexpr int kChains = 12;  // enough to hide a latency of 4 cycles at 2 a cycle, and some
     constexpr int64_t kRounds = 100000;
     parallel_for(counted.size(), [&](int64_t task) {
         vf sums[kChains];

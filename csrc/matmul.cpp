@@ -1,18 +1,20 @@
-// The matrix product out (…, M, N) = a (…, M, K) @ b (…, K, N) [+ bias (N,)] [+ out], float32 accumulation.
+// The matrix product out (…, M, N) = a (…, M, K) @ b (…, K, N) [+ bias (N,)] [+ out], float32
+// accumulation.
 //
-// Blocking after Goto and van de Geijn (2008): B is packed in panels of kNR columns, cooperatively, in chunks
-// that stay in the outer caches; blocks of kMC rows of A are tasks (A is packed too unless its rows are
-// contiguous); K runs in blocks of kKC, and matmul_kernel.h does a kMR × kNR block of C for one of them.
+// Blocking after Goto and van de Geijn (2008): B is packed in panels of kNR columns, cooperatively,
+// in chunks that stay in the outer caches; blocks of kMC rows of A are tasks (A is packed too
+// unless its rows are contiguous); K runs in blocks of kKC, and matmul_kernel.h does a kMR × kNR
+// block of C for one of them.
 //
-// One order of accumulation: an element of C is a chain of multiply-adds over k inside a K block, and K blocks are
-// added in order, bias last. Nothing of that depends on M, N, strides, batch or threads, so a row has the
-// same bits in a batch of 1 and of 64.
+// One order of accumulation: an element of C is a chain of multiply-adds over k inside a K block,
+// and K blocks are added in order, bias last. Nothing of that depends on M, N, strides, batch or
+// threads, so a row has the same bits in a batch of 1 and of 64.
 #include "matmul_kernel.h"
 
 namespace mg {
 namespace {
 
-constexpr int64_t kMC = 16 * kMR;  // AVX2: 96 × 256 float32 = 96 KB of A, in a 512 KB L2
+constexpr int64_t kMC = 16 * kMR;            // AVX2: 96 × 256 float32 = 96 KB of A, in a 512 KB L2
 constexpr int64_t kChunkElements = 1 << 19;  // packed B at a time: 2 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
@@ -21,7 +23,7 @@ constexpr int64_t kTasks = 8;                // tasks to aim for when blocks of 
 
 struct Product {
     int64_t m, n, k;
-    Matrix a, b;        // b(k, j)
+    Matrix a, b;  // b(k, j)
     float* c;
     int64_t c_row;
     const float* bias;  // (n,), float32
@@ -40,7 +42,8 @@ struct Product {
     }
 };
 
-// Rows [i0, i1) by one packed panel of columns, for one K block; a_packed is null when A is read in place.
+// Rows [i0, i1) by one packed panel of columns, for one K block; a_packed is null when A is read in
+// place.
 void panel_rows(const Product& p, const float* a_packed, const float* panel, int64_t i0, int64_t i1,
                 int64_t j, int64_t k0, int64_t kc) {
     int64_t cols = std::min<int64_t>(kNR, p.n - j);
@@ -70,8 +73,8 @@ void pack_a(const Product& p, int64_t i0, int64_t i1, int64_t k0, int64_t kc, fl
         pack_panel<kMR>(p.a.at(i, k0), std::min<int64_t>(kMR, i1 - i), kc, out + (i - i0) * kc);
 }
 
-// Few rows (decoding): tasks are panels of columns, each packed into L1 and used at once, so that B is read
-// from memory once and written nowhere.
+// Few rows (decoding): tasks are panels of columns, each packed into L1 and used at once, so that B
+// is read from memory once and written nowhere.
 void few_rows(const Product& p) {
     int64_t panels = (p.n + kNR - 1) / kNR;
     int64_t per_task = std::max<int64_t>(1, kSmallWork / (p.k * kNR * std::max<int64_t>(p.m, 4)));
@@ -155,8 +158,8 @@ Matrix matrix_of(const Array& x, int64_t offset) {
             x.strides[x.ndim - 1]};
 }
 
-// Element offset of batch entry `index` (over the batch dimensions of out) in x, whose missing leading
-// dimensions are broadcast.
+// Element offset of batch entry `index` (over the batch dimensions of out) in x, whose missing
+// leading dimensions are broadcast.
 int64_t batch_offset(const Array& x, const Array& out, int64_t index) {
     int64_t offset = 0;
     for (int d = out.ndim - 3; d >= 0; d--) {
@@ -201,9 +204,15 @@ void matmul(const Array& a, const Array& b, const Array& bias, const Array& out,
             });
 
     auto one = [&](int64_t index) {
-        Product p{m, n, k, matrix_of(a, batch_offset(a, out, index)),
-                  matrix_of(b, batch_offset(b, out, index)), nullptr, out.strides[out.ndim - 2],
-                  bias ? wide_bias.get() : nullptr, accumulate};
+        Product p{m,
+                  n,
+                  k,
+                  matrix_of(a, batch_offset(a, out, index)),
+                  matrix_of(b, batch_offset(b, out, index)),
+                  nullptr,
+                  out.strides[out.ndim - 2],
+                  bias ? wide_bias.get() : nullptr,
+                  accumulate};
         int64_t offset = batch_offset(out, out, index);
         if (out.dtype == DType::f32) {
             p.c = out.ptr<float>() + offset;
@@ -224,7 +233,8 @@ void matmul(const Array& a, const Array& b, const Array& bias, const Array& out,
                 product(p);
                 for (int64_t i = 0; i < m; i++) {
                     int64_t j = 0;
-                    for (; j + VL <= n; j += VL) store(to + i * row + j, load(wide.get() + i * n + j));
+                    for (; j + VL <= n; j += VL)
+                        store(to + i * row + j, load(wide.get() + i * n + j));
                     if (j < n) store(to + i * row + j, load(wide.get() + i * n + j, n - j), n - j);
                 }
             }

@@ -23,9 +23,9 @@ constexpr int64_t kKC = 256;
 
 // What happens to a finished block: C = [C +] block [+ bias].
 struct Store {
-    float* c;       // top left of the block
-    int64_t row;    // row stride of C
-    bool add;       // C already holds earlier K blocks (or is accumulated into)
+    float* c;           // top left of the block
+    int64_t row;        // row stride of C
+    bool add;           // C already holds earlier K blocks (or is accumulated into)
     const float* bias;  // of the block's first column, or null
 };
 
@@ -71,8 +71,7 @@ void micro_kernel(int64_t kc, const float* a, int64_t a_row, const float* b, con
     }
     for (int r = 0; r < kRows; r++)
         if (r < rows)
-            for (int v = 0; v < kVectors; v++)
-                store_block(s, r, v * VL, sum[r][v], cols - v * VL);
+            for (int v = 0; v < kVectors; v++) store_block(s, r, v * VL, sum[r][v], cols - v * VL);
 }
 
 template <int kVectors, bool kPacked>
@@ -88,7 +87,8 @@ MG_INLINE void micro_rows(int64_t kc, const float* a, int64_t a_row, const float
 
 // ---- packing ----
 
-// A strided float matrix, element (i, j) at p[i * row + j * col]; converted when it is of a half type.
+// A strided float matrix, element (i, j) at p[i * row + j * col]; converted when it is of a half
+// type.
 struct Matrix {
     const char* p;
     DType dtype;
@@ -126,8 +126,8 @@ inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out
 }
 #endif
 
-// out[k * width + i] = x(i, k) for i < n (the rest of the width 0), k < kc: rows side by side. Serves A panels
-// (x = A, width kMR) and B panels (x = Bᵀ, width kNR).
+// out[k * width + i] = x(i, k) for i < n (the rest of the width 0), k < kc: rows side by side.
+// Serves A panels (x = A, width kMR) and B panels (x = Bᵀ, width kNR).
 template <int width, class T>
 void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, float* out) {
     if (n < width) std::fill_n(out, kc * width, 0.0f);

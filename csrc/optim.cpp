@@ -1,11 +1,13 @@
-// Optimizer steps over many tensors in one launch, and the sum of squares that gradient clipping needs.
-// Parameters, gradients and moments are contiguous float32 (or float64) arrays of equal sizes, list by list.
+// Optimizer steps over many tensors in one launch, and the sum of squares that gradient clipping
+// needs. Parameters, gradients and moments are contiguous float32 (or float64) arrays of equal
+// sizes, list by list.
 //
-// hyper is a float64 array read when the kernel runs, so that a recorded step can be replayed with new values:
-//   [0] learning rate   [1] weight decay   [2] 1: decay apart from the gradient (AdamW); 0: added to it
-//   [3] gradient scale (clipping)   [4] eps   [5] momentum, or β1   [6] β2, or the decay of squares (RMSprop)
-//   [7] bias correction of the first moment   [8] of the second   [9] 1: Nesterov   [10] dampening
-//   [11] Nadam: what the gradient itself contributes to the step (0 elsewhere)
+// hyper is a float64 array read when the kernel runs, so that a recorded step can be replayed with
+// new values:
+//   [0] learning rate   [1] weight decay   [2] 1: decay apart from the gradient (AdamW); 0: added
+//   to it [3] gradient scale (clipping)   [4] eps   [5] momentum, or β1   [6] β2, or the decay of
+//   squares (RMSprop) [7] bias correction of the first moment   [8] of the second   [9] 1: Nesterov
+//   [10] dampening [11] Nadam: what the gradient itself contributes to the step (0 elsewhere)
 #include <vector>
 
 #include "rows.h"
@@ -13,8 +15,21 @@
 namespace mg {
 namespace {
 
-enum Hyper { kRate, kDecay, kApart, kScale, kEps, kBeta1, kBeta2, kCorrect1, kCorrect2, kNesterov,
-             kDampening, kOwn, kHypers };
+enum Hyper {
+    kRate,
+    kDecay,
+    kApart,
+    kScale,
+    kEps,
+    kBeta1,
+    kBeta2,
+    kCorrect1,
+    kCorrect2,
+    kNesterov,
+    kDampening,
+    kOwn,
+    kHypers
+};
 
 constexpr int64_t kChunk = 16384;  // elements a task updates
 
@@ -36,8 +51,8 @@ std::vector<Chunk> chunks_of(const char* kernel, List arrays) {
     return out;
 }
 
-void check_lists(const char* kernel, List params, std::initializer_list<const std::vector<Array>*> lists,
-                 const Array& hyper) {
+void check_lists(const char* kernel, List params,
+                 std::initializer_list<const std::vector<Array>*> lists, const Array& hyper) {
     if (hyper.dtype != DType::f64 || hyper.ndim != 1 || hyper.shape[0] != kHypers)
         throw std::invalid_argument(std::string(kernel) + ": expected 12 float64 hyperparameters");
     for (const auto* list : lists) {
@@ -60,13 +75,17 @@ void for_tensors(const char* kernel, const Update& update, List params, const Li
         auto run = [&](auto type) {
             using T = decltype(type);
             for_lanes<T>(c.end - c.begin, [&](int64_t i, auto tail) {
-                update(c.begin + i, tail, params[c.tensor].ptr<T>(), lists[c.tensor].template ptr<T>()...);
+                update(c.begin + i, tail, params[c.tensor].ptr<T>(),
+                       lists[c.tensor].template ptr<T>()...);
             });
         };
         switch (params[c.tensor].dtype) {
-            case DType::f32: return run(float{});
-            case DType::f64: return run(double{});
-            default: return;  // refused by check_float before
+            case DType::f32:
+                return run(float{});
+            case DType::f64:
+                return run(double{});
+            default:
+                return;  // refused by check_float before
         }
     });
 }
@@ -120,22 +139,28 @@ void sgd(List params, List grads, List momenta, const Array& hyper) {
     const double* h = hyper.ptr<double>();
     check_lists("sgd", params, {&grads}, hyper);
     if (momenta.empty()) {
-        for_tensors("sgd", [&](int64_t i, auto tail, auto* p, auto* g) {
-            using V = decltype(load(p));
-            V d = gradient<V>(h, i, tail, p, g);
-            store(p + i, fma(splat<V>(-h[kRate]), d, shrunk<V>(h, i, tail, p)), tail);
-        }, params, grads);
+        for_tensors(
+            "sgd",
+            [&](int64_t i, auto tail, auto* p, auto* g) {
+                using V = decltype(load(p));
+                V d = gradient<V>(h, i, tail, p, g);
+                store(p + i, fma(splat<V>(-h[kRate]), d, shrunk<V>(h, i, tail, p)), tail);
+            },
+            params, grads);
         return;
     }
     check_lists("sgd", params, {&momenta}, hyper);
-    for_tensors("sgd", [&](int64_t i, auto tail, auto* p, auto* g, auto* m) {
-        using V = decltype(load(p));
-        V d = gradient<V>(h, i, tail, p, g);
-        V v = load(m + i, tail) * splat<V>(h[kBeta1]) + d * splat<V>(1 - h[kDampening]);
-        store(m + i, v, tail);
-        V step = h[kNesterov] != 0 ? fma(splat<V>(h[kBeta1]), v, d) : v;
-        store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
-    }, params, grads, momenta);
+    for_tensors(
+        "sgd",
+        [&](int64_t i, auto tail, auto* p, auto* g, auto* m) {
+            using V = decltype(load(p));
+            V d = gradient<V>(h, i, tail, p, g);
+            V v = load(m + i, tail) * splat<V>(h[kBeta1]) + d * splat<V>(1 - h[kDampening]);
+            store(m + i, v, tail);
+            V step = h[kNesterov] != 0 ? fma(splat<V>(h[kBeta1]), v, d) : v;
+            store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
+        },
+        params, grads, momenta);
 }
 
 // Adam (Kingma and Ba 2014), AdamW (Loshchilov and Hutter 2017) and Nadam (Dozat 2016).
@@ -144,17 +169,21 @@ void adam(List params, List grads, List means, List squares, const Array& hyper)
     check_lists("adam", params, {&grads, &means, &squares}, hyper);
     const double* h = hyper.ptr<double>();
     double root = 1 / std::sqrt(h[kCorrect2]);
-    for_tensors("adam", [&](int64_t i, auto tail, auto* p, auto* g, auto* m, auto* s) {
-        using V = decltype(load(p));
-        V d = gradient<V>(h, i, tail, p, g);
-        V mean = fma(splat<V>(h[kBeta1]), V(load(m + i, tail)), d * splat<V>(1 - h[kBeta1]));
-        V square = fma(splat<V>(h[kBeta2]), V(load(s + i, tail)), d * d * splat<V>(1 - h[kBeta2]));
-        store(m + i, mean, tail);
-        store(s + i, square, tail);
-        V step = fma(splat<V>(h[kOwn]), d, mean * splat<V>(h[kRate] / h[kCorrect1]));
-        V size = fma(sqrt(square), splat<V>(root), splat<V>(h[kEps]));
-        store(p + i, shrunk<V>(h, i, tail, p) - step / size, tail);
-    }, params, grads, means, squares);
+    for_tensors(
+        "adam",
+        [&](int64_t i, auto tail, auto* p, auto* g, auto* m, auto* s) {
+            using V = decltype(load(p));
+            V d = gradient<V>(h, i, tail, p, g);
+            V mean = fma(splat<V>(h[kBeta1]), V(load(m + i, tail)), d * splat<V>(1 - h[kBeta1]));
+            V square =
+                fma(splat<V>(h[kBeta2]), V(load(s + i, tail)), d * d * splat<V>(1 - h[kBeta2]));
+            store(m + i, mean, tail);
+            store(s + i, square, tail);
+            V step = fma(splat<V>(h[kOwn]), d, mean * splat<V>(h[kRate] / h[kCorrect1]));
+            V size = fma(sqrt(square), splat<V>(root), splat<V>(h[kEps]));
+            store(p + i, shrunk<V>(h, i, tail, p) - step / size, tail);
+        },
+        params, grads, means, squares);
 }
 
 // RMSprop (Tieleman and Hinton 2012); momenta is empty without momentum.
@@ -170,20 +199,26 @@ void rmsprop(List params, List grads, List squares, List momenta, const Array& h
         return d / (sqrt(square) + splat<V>(h[kEps]));
     };
     if (momenta.empty()) {
-        for_tensors("rmsprop", [&](int64_t i, auto tail, auto* p, auto* g, auto* s) {
-            using V = decltype(load(p));
-            V step = scaled(i, tail, p, g, s);
-            store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
-        }, params, grads, squares);
+        for_tensors(
+            "rmsprop",
+            [&](int64_t i, auto tail, auto* p, auto* g, auto* s) {
+                using V = decltype(load(p));
+                V step = scaled(i, tail, p, g, s);
+                store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
+            },
+            params, grads, squares);
         return;
     }
     check_lists("rmsprop", params, {&momenta}, hyper);
-    for_tensors("rmsprop", [&](int64_t i, auto tail, auto* p, auto* g, auto* s, auto* m) {
-        using V = decltype(load(p));
-        V v = fma(splat<V>(h[kBeta1]), V(load(m + i, tail)), scaled(i, tail, p, g, s));
-        store(m + i, v, tail);
-        store(p + i, fma(splat<V>(-h[kRate]), v, shrunk<V>(h, i, tail, p)), tail);
-    }, params, grads, squares, momenta);
+    for_tensors(
+        "rmsprop",
+        [&](int64_t i, auto tail, auto* p, auto* g, auto* s, auto* m) {
+            using V = decltype(load(p));
+            V v = fma(splat<V>(h[kBeta1]), V(load(m + i, tail)), scaled(i, tail, p, g, s));
+            store(m + i, v, tail);
+            store(p + i, fma(splat<V>(-h[kRate]), v, shrunk<V>(h, i, tail, p)), tail);
+        },
+        params, grads, squares, momenta);
 }
 
 // Adagrad (Duchi et al. 2011).
@@ -191,14 +226,17 @@ void adagrad(List params, List grads, List sums, const Array& hyper) {
     check_float("adagrad", params);
     check_lists("adagrad", params, {&grads, &sums}, hyper);
     const double* h = hyper.ptr<double>();
-    for_tensors("adagrad", [&](int64_t i, auto tail, auto* p, auto* g, auto* s) {
-        using V = decltype(load(p));
-        V d = gradient<V>(h, i, tail, p, g);
-        V sum = fma(d, d, V(load(s + i, tail)));
-        store(s + i, sum, tail);
-        V step = d / (sqrt(sum) + splat<V>(h[kEps]));
-        store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
-    }, params, grads, sums);
+    for_tensors(
+        "adagrad",
+        [&](int64_t i, auto tail, auto* p, auto* g, auto* s) {
+            using V = decltype(load(p));
+            V d = gradient<V>(h, i, tail, p, g);
+            V sum = fma(d, d, V(load(s + i, tail)));
+            store(s + i, sum, tail);
+            V step = d / (sqrt(sum) + splat<V>(h[kEps]));
+            store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
+        },
+        params, grads, sums);
 }
 
 }  // namespace mg

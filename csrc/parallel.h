@@ -27,9 +27,8 @@ inline void parallel_for(int64_t n_tasks, Body&& body) {
 template <class Body>
 inline void parallel_chunks(int64_t n, int64_t grain, Body&& body) {
     grain = std::max<int64_t>(grain, 1);
-    parallel_for((n + grain - 1) / grain, [&](int64_t task) {
-        body(task * grain, std::min(n, (task + 1) * grain));
-    });
+    parallel_for((n + grain - 1) / grain,
+                 [&](int64_t task) { body(task * grain, std::min(n, (task + 1) * grain)); });
 }
 
 // About this much work per task (in elements touched) repays the hand-over to another thread

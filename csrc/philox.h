@@ -1,5 +1,6 @@
-// Philox 4x32-10 (Salmon et al. 2011): key = seed, counter = (index >> 2, stream), word = index & 3. A word is a
-// function of (seed, stream, index) alone, so masks need not be stored and any part can be made anywhere.
+// Philox 4x32-10 (Salmon et al. 2011): key = seed, counter = (index >> 2, stream), word = index
+// & 3. A word is a function of (seed, stream, index) alone, so masks need not be stored and any
+// part can be made anywhere.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +21,8 @@ inline PhiloxKey philox_key(const Array& rng) {
     return {rng.ptr<uint64_t>()[0], rng.ptr<uint64_t>()[rng.strides[0]]};
 }
 
-// Blocks made side by side: plain loops over them that compilers turn into widening vector multiplies.
+// Blocks made side by side: plain loops over them that compilers turn into widening vector
+// multiplies.
 constexpr int kPhiloxLanes = 16;
 
 // Words of the blocks first … first + kPhiloxLanes - 1, four a block.

@@ -1,5 +1,6 @@
-// A caching allocator: blocks are rounded up to size classes (four to a doubling) and kept for reuse, so a
-// training step at steady state asks the system for no memory and touches no fresh page.
+// A caching allocator: blocks are rounded up to size classes (four to a doubling) and kept for
+// reuse, so a training step at steady state asks the system for no memory and touches no fresh
+// page.
 #include "pool.h"
 
 #include <cstdlib>
@@ -14,8 +15,8 @@
 namespace mg {
 namespace {
 
-constexpr size_t kHeader = kAlignment;          // keeps the block's class in front of the data
-constexpr size_t kHugePage = size_t{2} << 20;   // blocks from twice this size ask for huge pages
+constexpr size_t kHeader = kAlignment;         // keeps the block's class in front of the data
+constexpr size_t kHugePage = size_t{2} << 20;  // blocks from twice this size ask for huge pages
 constexpr size_t kKeepAlways = size_t{256} << 20;
 constexpr int kClasses = 4 * 48;
 
@@ -29,7 +30,9 @@ std::vector<void*> cached[kClasses];  // data pointers
 PoolStatistics statistics{};
 
 // Class c holds 256 * 2^(c/4) * (1 + (c%4)/4) bytes.
-size_t class_bytes(int c) { return (size_t{256} << (c / 4)) / 4 * (4 + static_cast<size_t>(c % 4)); }
+size_t class_bytes(int c) {
+    return (size_t{256} << (c / 4)) / 4 * (4 + static_cast<size_t>(c % 4));
+}
 
 int class_of(size_t bytes) {
     if (bytes <= 256) return 0;
@@ -92,7 +95,8 @@ void* pool_allocate(size_t bytes) {
         if (data == nullptr) throw std::bad_alloc();
     }
     statistics.live_bytes += size;
-    if (statistics.live_bytes > statistics.peak_bytes) statistics.peak_bytes = statistics.live_bytes;
+    if (statistics.live_bytes > statistics.peak_bytes)
+        statistics.peak_bytes = statistics.live_bytes;
     return data;
 }
 

@@ -1,5 +1,5 @@
-// Random numbers and dropout, both functions of (seed, stream, flat index): rng is [seed, stream], read when the
-// kernel runs. Arrays are contiguous.
+// Random numbers and dropout, both functions of (seed, stream, flat index): rng is [seed, stream],
+// read when the kernel runs. Arrays are contiguous.
 #include "philox.h"
 #include "rows.h"
 
@@ -83,8 +83,8 @@ void random_uniform(const Array& out, const Array& rng) {
     }
 }
 
-// Box and Muller (1958), the cosine branch: two words an element (four for float64, of which the radius and the
-// angle take two each).
+// Box and Muller (1958), the cosine branch: two words an element (four for float64, of which the
+// radius and the angle take two each).
 void random_normal(const Array& out, const Array& rng) {
     check_flat("random_normal", out);
     constexpr double kTurn = 6.283185307179586;

@@ -1,6 +1,6 @@
-// Reductions over any set of axes. The output has the input's rank, with 1 on the reduced axes. Long sums
-// are split at boundaries taken from the shape alone and partial results added in order, in double
-// for the floating types, so they are accurate and the same bits at any thread count.
+// Reductions over any set of axes. The output has the input's rank, with 1 on the reduced axes.
+// Long sums are split at boundaries taken from the shape alone and partial results added in order,
+// in double for the floating types, so they are accurate and the same bits at any thread count.
 #include <limits>
 
 #include "strided.h"
@@ -55,7 +55,8 @@ struct Axes {
 
     Axes(const char* kernel, const Array& x, const Array& out) {
         if (x.ndim != out.ndim)
-            throw std::invalid_argument(std::string(kernel) + ": output rank must equal the input's");
+            throw std::invalid_argument(std::string(kernel) +
+                                        ": output rank must equal the input's");
         int64_t size = itemsize(x.dtype);
         for (int d = 0; d < x.ndim; d++) {
             if (x.shape[d] == 1) continue;
@@ -135,8 +136,7 @@ Wide<C> reduce_run(const Array& x, const Axes& axes, const char* base, int64_t b
     int64_t step = axes.inner_reduced_step();
     while (begin < end) {
         int64_t n = std::min({kTile, end - begin, inner - begin % inner});
-        const C* values =
-            load_tile(x.dtype, base + axes.reduced_offset(begin), step, n, tile);
+        const C* values = load_tile(x.dtype, base + axes.reduced_offset(begin), step, n, tile);
         result = Op::combine(result, static_cast<Wide<C>>(reduce_tile<Op>(values, n)));
         begin += n;
     }
@@ -160,9 +160,9 @@ void reduce_rows(const Array& x, const Array& out, const Axes& axes) {
                     [&](int64_t begin, int64_t end) {
                         for (int64_t i = begin; i < end; i++) {
                             int64_t kept = i / runs, first = i % runs * kRun;
-                            Wide<C> r = reduce_run<Op, C>(
-                                x, axes, x.data + axes.kept_offset(kept), first,
-                                std::min(axes.n_reduced, first + kRun));
+                            Wide<C> r =
+                                reduce_run<Op, C>(x, axes, x.data + axes.kept_offset(kept), first,
+                                                  std::min(axes.n_reduced, first + kRun));
                             if (runs > 1) {
                                 partial[i] = r;
                             } else {
@@ -178,15 +178,16 @@ void reduce_rows(const Array& x, const Array& out, const Axes& axes) {
     }
 }
 
-// The innermost axis is kept: rows of kept elements are combined with each other. A block of kRows rows
-// is summed in C, blocks are added in order in Wide<C>.
+// The innermost axis is kept: rows of kept elements are combined with each other. A block of kRows
+// rows is summed in C, blocks are added in order in Wide<C>.
 template <class Op, class C>
 void reduce_columns(const Array& x, const Array& out, const Axes& axes) {
     constexpr int64_t kRows = 64;
     int64_t inner = axes.kept_shape[axes.kept_ndim - 1], step = axes.inner_kept_step();
     int64_t tiles = (inner + kTile - 1) / kTile, outer = axes.n_kept / inner;
     int64_t blocks = (axes.n_reduced + kRows - 1) / kRows;
-    int64_t group = std::max<int64_t>(1, (blocks + 31) / 32);  // blocks a task sums: at most 32 groups
+    int64_t group =
+        std::max<int64_t>(1, (blocks + 31) / 32);  // blocks a task sums: at most 32 groups
     int64_t groups = (blocks + group - 1) / group;
     Scratch<Wide<C>> partial(groups * axes.n_kept + 1);
     parallel_for(outer * tiles * groups, [&](int64_t task) {
@@ -247,7 +248,8 @@ Axes lines_along(const char* kernel, const Array& x, const Array& out, int64_t a
 
 // The first extreme along an axis; a NaN counts as the extreme, as in NumPy.
 template <class Better>
-void arg_extreme(const char* kernel, const Array& x, const Array& out, int64_t axis, Better better) {
+void arg_extreme(const char* kernel, const Array& x, const Array& out, int64_t axis,
+                 Better better) {
     Axes axes = lines_along(kernel, x, out, axis);
     int64_t n = x.shape[axis], step = x.strides[axis] * itemsize(x.dtype);
     for_compute_type(x.dtype, [&](auto type) {

@@ -1,5 +1,6 @@
-// What row kernels share: one loop for vectors of float32 (which serve float32, bfloat16 and float16) and for
-// double scalars, checks of their arrays, and sums that stay accurate over long rows.
+// What row kernels share: one loop for vectors of float32 (which serve float32, bfloat16 and
+// float16) and for double scalars, checks of their arrays, and sums that stay accurate over long
+// rows.
 #pragma once
 
 #include "parallel.h"
@@ -95,9 +96,10 @@ inline void check_rows(const char* kernel, const Array& x, const Array& like) {
     bool fits = x.ndim == 2 && x.dtype == like.dtype && x.shape[0] == like.shape[0] &&
                 x.shape[1] == like.shape[1] && (x.shape[1] <= 1 || x.strides[1] == 1);
     if (!fits)
-        throw std::invalid_argument(std::string(kernel) +
-                                    ": expected (n_rows, n_cols) arrays of one shape and dtype with "
-                                    "unit column stride");
+        throw std::invalid_argument(
+            std::string(kernel) +
+            ": expected (n_rows, n_cols) arrays of one shape and dtype with "
+            "unit column stride");
 }
 inline void check_vector(const char* kernel, const Array& v, int64_t n, DType dtype) {
     if (!v) return;

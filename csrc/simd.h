@@ -27,8 +27,8 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-typedef float vf __attribute__((vector_size(kVectorBytes)));      // float32 lanes
-typedef int32_t vi __attribute__((vector_size(kVectorBytes)));    // int32 lanes; comparisons: 0 or -1
+typedef float vf __attribute__((vector_size(kVectorBytes)));    // float32 lanes
+typedef int32_t vi __attribute__((vector_size(kVectorBytes)));  // int32 lanes; comparisons: 0 or -1
 typedef uint32_t vu __attribute__((vector_size(kVectorBytes)));
 constexpr int VL = kVectorBytes / 4;  // lanes
 

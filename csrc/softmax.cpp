@@ -1,7 +1,7 @@
 // softmax, log_softmax and logsumexp of rows: (n_rows, n_cols), unit column stride, any row stride.
 //
-// The maximum is taken first (Milakov and Gimelshein 2018 name the one-pass form; with the row in cache the
-// second read is free, and there is no rescaling to lose accuracy by).
+// The maximum is taken first (Milakov and Gimelshein 2018 name the one-pass form; with the row in
+// cache the second read is free, and there is no rescaling to lose accuracy by).
 #include "rows.h"
 
 namespace mg {

@@ -1,4 +1,5 @@
-// Tiles in and out of any dtype and stride, and the kernels that are nothing else: copy (with cast), fill.
+// Tiles in and out of any dtype and stride, and the kernels that are nothing else: copy (with
+// cast), fill.
 #include "strided.h"
 
 namespace mg {
@@ -16,7 +17,8 @@ void load_strided(DType dtype, const char* p, int64_t step, int64_t n, C* tile) 
         if constexpr (std::is_same_v<C, float> &&
                       (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)) {
             if (step == sizeof(T))
-                for (; i + VL <= n; i += VL) store(tile + i, load(reinterpret_cast<const T*>(p) + i));
+                for (; i + VL <= n; i += VL)
+                    store(tile + i, load(reinterpret_cast<const T*>(p) + i));
         }
         for (; i < n; i++) tile[i] = from_storage<C>(*reinterpret_cast<const T*>(p + i * step));
     });
@@ -45,13 +47,13 @@ template void store_strided(DType, char*, int64_t, int64_t, const int64_t*);
 
 // ---- copy: out = x, cast to out's dtype ----
 
-// A 2-D transpose read along its rows misses a cache line per element; in blocks of this edge the lines of
-// both sides stay in L1 (2 * 32 * 32 * 4 bytes = 8 KB).
+// A 2-D transpose read along its rows misses a cache line per element; in blocks of this edge the
+// lines of both sides stay in L1 (2 * 32 * 32 * 4 bytes = 8 KB).
 constexpr int64_t kTransposeBlock = 32;
 
 template <class T>
-static void transpose(const T* x, int64_t x_row, int64_t x_col, T* out, int64_t out_row, int64_t rows,
-                      int64_t cols) {
+static void transpose(const T* x, int64_t x_row, int64_t x_col, T* out, int64_t out_row,
+                      int64_t rows, int64_t cols) {
     parallel_chunks(rows, kTransposeBlock, [&](int64_t r0, int64_t r1) {
         for (int64_t c0 = 0; c0 < cols; c0 += kTransposeBlock) {
             int64_t c1 = std::min(cols, c0 + kTransposeBlock);
@@ -85,10 +87,14 @@ void copy(const Array& x, const Array& out) {
     Strided<2> s("copy", {&x, &out});
     if (x.dtype == out.dtype) {
         switch (itemsize(x.dtype)) {
-            case 8: return copy_same<uint64_t>(s);
-            case 4: return copy_same<uint32_t>(s);
-            case 2: return copy_same<uint16_t>(s);
-            default: return copy_same<uint8_t>(s);
+            case 8:
+                return copy_same<uint64_t>(s);
+            case 4:
+                return copy_same<uint32_t>(s);
+            case 2:
+                return copy_same<uint16_t>(s);
+            default:
+                return copy_same<uint8_t>(s);
         }
     }
     for_compute_type(x.dtype, [&](auto type) {

@@ -1,6 +1,6 @@
-// Loops over strided operands of any rank: shapes are broadcast to the output's, neighbouring dimensions
-// that are contiguous for every operand are merged, and the innermost one is handed out in tiles.
-// A tile of any dtype and stride becomes an array of the type the operation computes in.
+// Loops over strided operands of any rank: shapes are broadcast to the output's, neighbouring
+// dimensions that are contiguous for every operand are merged, and the innermost one is handed out
+// in tiles. A tile of any dtype and stride becomes an array of the type the operation computes in.
 #pragma once
 
 #include "parallel.h"
@@ -151,14 +151,22 @@ struct ToStorage<b8> {
 template <class Body>
 inline void for_dtype(DType t, Body&& body) {
     switch (t) {
-        case DType::f32: return body(float{});
-        case DType::f64: return body(double{});
-        case DType::f16: return body(f16{});
-        case DType::bf16: return body(bf16{});
-        case DType::i32: return body(int32_t{});
-        case DType::i64: return body(int64_t{});
-        case DType::u8: return body(uint8_t{});
-        case DType::b8: return body(b8{});
+        case DType::f32:
+            return body(float{});
+        case DType::f64:
+            return body(double{});
+        case DType::f16:
+            return body(f16{});
+        case DType::bf16:
+            return body(bf16{});
+        case DType::i32:
+            return body(int32_t{});
+        case DType::i64:
+            return body(int64_t{});
+        case DType::u8:
+            return body(uint8_t{});
+        case DType::b8:
+            return body(b8{});
     }
 }
 
@@ -176,7 +184,8 @@ void load_strided(DType dtype, const char* p, int64_t step, int64_t n, C* tile);
 template <class C>
 void store_strided(DType dtype, char* p, int64_t step, int64_t n, const C* tile);
 
-// The n values at p as an array of C: in place where they already are one, else converted to `tile`.
+// The n values at p as an array of C: in place where they already are one, else converted to
+// `tile`.
 template <class C>
 inline const C* load_tile(DType dtype, const char* p, int64_t step, int64_t n, C* tile) {
     if (dtype == kNative<C> && step == sizeof(C)) return reinterpret_cast<const C*>(p);
@@ -198,11 +207,14 @@ inline void store_tile(DType dtype, char* p, int64_t step, int64_t n, const C* t
 template <class Body>
 inline void for_compute_type(DType t, Body&& body) {
     switch (t) {
-        case DType::f64: return body(double{});
+        case DType::f64:
+            return body(double{});
         case DType::f32:
         case DType::f16:
-        case DType::bf16: return body(float{});
-        default: return body(int64_t{});
+        case DType::bf16:
+            return body(float{});
+        default:
+            return body(int64_t{});
     }
 }
 

@@ -1,6 +1,6 @@
-// One set of threads for every kernel. A parallel region hands out task numbers from one counter; the
-// calling thread takes part. Workers spin briefly between regions (a training step launches a kernel
-// every few tens of microseconds) and then sleep.
+// One set of threads for every kernel. A parallel region hands out task numbers from one counter;
+// the calling thread takes part. Workers spin briefly between regions (a training step launches a
+// kernel every few tens of microseconds) and then sleep.
 #include <pthread.h>
 #include <sched.h>
 

@@ -1,7 +1,8 @@
-// Elementary functions on vectors of float32, each with a twin for double scalars (from <cmath>), so that an
-// expression can be written once for both. No function branches on a lane, so a lane's result never
-// depends on its neighbours. Stated errors are the worst seen against float64 over all binades
-// (tests/test_accuracy.py); results below the least normal number are flushed to zero by the caller's mode.
+// Elementary functions on vectors of float32, each with a twin for double scalars (from <cmath>),
+// so that an expression can be written once for both. No function branches on a lane, so a lane's
+// result never depends on its neighbours. Stated errors are the worst seen against float64 over all
+// binades (tests/test_accuracy.py); results below the least normal number are flushed to zero by
+// the caller's mode.
 #pragma once
 
 #include <cmath>
@@ -24,7 +25,8 @@ MG_INLINE vf polynomial(vf x, const float (&c)[N]) {
 // ---- rounding to integers ----
 
 MG_INLINE vf round(vf x) {  // halves to even
-    // Adding and taking away 1.5 * 2^23 leaves the integer part in the rounding mode; larger values are whole.
+    // Adding and taking away 1.5 * 2^23 leaves the integer part in the rounding mode; larger values
+    // are whole.
     vf magic = broadcast(12582912.0f);
     vf r = (x + magic) - magic;
     vi sign = as_int(x) & INT32_MIN;
@@ -79,7 +81,8 @@ MG_INLINE vf exp(vf x) {
 }
 MG_INLINE double exp(double x) { return std::exp(x); }
 
-// e^x for x <= 0 (or -infinity): the same bits as exp there, with less to do. NaN becomes unspecified.
+// e^x for x <= 0 (or -infinity): the same bits as exp there, with less to do. NaN becomes
+// unspecified.
 MG_INLINE vf exp_nonpositive(vf x) {
     vf limited = select(x < broadcast(-87.3f), broadcast(-87.3f), x);
     Reduced s = reduce_ln2(limited);
@@ -220,9 +223,8 @@ MG_INLINE double gelu_grad(double x) {
 
 // Within 3 ULP.
 MG_INLINE vf erf(vf x) {
-    constexpr float c[] = {1.128379166e+00f, -3.761262582e-01f, 1.128358514e-01f,
-                           -2.685381153e-02f, 5.188326924e-03f, -8.010186933e-04f,
-                           7.853839250e-05f};
+    constexpr float c[] = {1.128379166e+00f, -3.761262582e-01f, 1.128358514e-01f, -2.685381153e-02f,
+                           5.188326924e-03f, -8.010186933e-04f, 7.853839250e-05f};
     vf a = abs(x), inner = x * polynomial(x * x, c);
     vf z = minimum(a, broadcast(10.0f)) * broadcast(1.41421356f);
     vf outer = fma(broadcast(-2.0f), normal_tail(z, exp_half_square(z)), broadcast(1.0f));
@@ -247,14 +249,15 @@ template <class V>
 MG_INLINE V gelu_tanh_grad(V x) {
     V limited = maximum(minimum(x, splat<V>(20)), splat<V>(-20));
     V s = sigmoid(gelu_tanh_argument(limited));
-    V slope = splat<V>(1.5957691216057308) *
-              (splat<V>(1) + splat<V>(3 * 0.044715) * limited * limited);
+    V slope =
+        splat<V>(1.5957691216057308) * (splat<V>(1) + splat<V>(3 * 0.044715) * limited * limited);
     return s + limited * s * (splat<V>(1) - s) * slope;
 }
 
 // ---- sine and cosine ----
 
-// For |x| up to 256 by reduction to [-π/4, π/4] with π/2 in three parts; beyond, lane by lane in double.
+// For |x| up to 256 by reduction to [-π/4, π/4] with π/2 in three parts; beyond, lane by lane in
+// double.
 constexpr float kTrigonometricRange = 256.0f;
 
 MG_INLINE vf sine_or_cosine(vf x, int quarter) {
