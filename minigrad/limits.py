@@ -12,8 +12,8 @@ from minigrad.dispatch import empty, launch
 
 @dataclass(frozen=True)
 class Limits:
-    """Copying (bytes read plus written) of buffers far larger than the caches, and float32
-    multiply-adds on registers alone, both on all threads."""
+    """Copying (bytes read plus written), and float32 multiply-adds on registers alone, both on
+    all threads."""
 
     copy_gb_per_s: float
     gflop_per_s: float
@@ -22,14 +22,17 @@ class Limits:
 COPY_BYTES = 256 << 20
 
 
-def measure_limits(repeats: int = 5) -> Limits:
-    """Measures both, in about half a second, as the best of `repeats`."""
-    source, target = (
-        empty((COPY_BYTES // 8,), np.dtype(np.float32)),
-        empty((COPY_BYTES // 8,), np.dtype(np.float32)),
-    )
+def measure_limits(working_set: float = COPY_BYTES, repeats: int = 5) -> Limits:
+    """Measures both, in about half a second, as the best of `repeats`.
+
+    What fits into the caches is copied faster than memory allows, so the copy is of
+    `working_set` bytes (source and target together), at most 256 MiB, far beyond the caches.
+    """
+    n = max(1, int(min(working_set, COPY_BYTES)) // 8)
+    source, target = (empty((n,), np.dtype(np.float32)) for _ in range(2))
     launch("fill", source, 1.0)
-    copy = min(_timed("copy", source, target) for _ in range(repeats))
+    repeats_of_small = 1 + (16 << 20) // (8 * n)
+    copy = min(_timed("copy", source, target) for _ in range(repeats * repeats_of_small))
     counted = empty((16,), np.dtype(np.float64))
     peak = min(_timed("peak_fma", counted) for _ in range(repeats))
     return Limits(source.nbytes * 2 / copy / 1e9, float(counted.sum()) / peak / 1e9)

@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what the command line asks for; the figures, in milliseconds."""
     threads = args.threads or num_threads()
     job = job_of(args)
-    limits = measure_limits()
     sides = {"ours": Worker("ours", job, threads)}
     if args.peer:
         sides["peer"] = Worker(f"peer_{args.peer}", job, threads)
@@ -85,6 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     about = {name: worker.about for name, worker in sides.items()}
     for worker in sides.values():
         worker.close()
+    limits = measure_limits() if args.subject == "step" else measure_limits(about["ours"]["bytes"])
 
     def median(values: list[float]) -> float:
         return sorted(values)[len(values) // 2]

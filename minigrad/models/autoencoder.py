@@ -3,17 +3,26 @@ back."""
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from minigrad import nn, ops
+from minigrad.nn.layers import uniform
 from minigrad.tensor import Tensor
 
 
 def dense(sizes: list[int], activation: str, last: str | None) -> nn.Sequential:
-    """Linear layers through `sizes`, an activation after each, `last` (or none) after the last."""
+    """Linear layers through `sizes`, an activation after each, `last` (or none) after the last.
+
+    Weights are Glorot and Bengio's (2010) U(±√(6 / (in + out))), biases zero: with less variance a
+    GAN's generator starts out ignoring its codes and stays that way.
+    """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
-        layers.append(nn.Linear(n_in, n_out))
+        layer = nn.Linear(n_in, n_out)
+        layer.weight = uniform((n_out, n_in), math.sqrt(6 / (n_in + n_out)))
+        layer.bias = ops.zeros((n_out,)).requires_grad_()
+        layers.append(layer)
         name = last if i == len(sizes) - 2 else activation
         if name:
             layers.append(nn.Activation(name))

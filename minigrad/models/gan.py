@@ -18,7 +18,7 @@ class GAN(nn.Module):
     def __init__(self, codes: int, hidden: list[int], pixels: int) -> None:
         self.codes = codes
         self.generator = dense([codes, *hidden, pixels], "selu", "sigmoid")
-        self.discriminator = dense([pixels, *hidden[::-1], 1], "leaky_relu", None)
+        self.discriminator = dense([pixels, *hidden[::-1], 1], "selu", None)
 
     def generate(self, codes: Tensor) -> Tensor:
         return self.generator(codes)
