@@ -13,7 +13,7 @@ test: $(VENV)/.built  ## the tests that need neither a GPU nor torch nor a conne
 	$(BIN)/python -m pytest tests $(ARGS)
 
 bench: $(VENV)/.built  ## kernels and training steps, with ratios to torch where it is installed
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,rounds $(ARGS)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-columns=min,median,rounds -o python_files="bench_*.py" -o python_functions="bench_*" $(ARGS)
 	$(BIN)/python bench/compare.py $(ARGS)
 
 lint: $(VENV)/.built  ## formatting, lint and types

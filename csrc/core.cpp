@@ -26,14 +26,26 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
         throw py::type_error("empty: dtype must be a numpy.dtype");
     auto* descr = reinterpret_cast<PyArray_Descr*>(dtype.ptr());
     auto bytes = static_cast<size_t>(PyDataType_ELSIZE(descr));
+    bool fits = true;
     for (int i = 0; i < ndim; i++) {
         dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), i));
         if (dims[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
         if (dims[i] < 0) throw py::value_error("empty: negative dimension in the shape");
-        if (__builtin_mul_overflow(bytes, static_cast<size_t>(dims[i]), &bytes))
-            throw std::bad_alloc();
+        fits = !__builtin_mul_overflow(bytes, static_cast<size_t>(dims[i]), &bytes) && fits;
     }
-    void* block = pool_allocate(std::max<size_t>(bytes, 1));
+    void* block = nullptr;
+    try {
+        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1));
+    } catch (const std::bad_alloc&) {
+    }
+    if (block == nullptr) {
+        PyErr_Format(PyExc_MemoryError,
+                     "no memory for an array of shape %S and dtype %S: minigrad holds %lld bytes; "
+                     "use smaller batches, or mg.empty_cache() for what other libraries need",
+                     shape.ptr(), dtype.ptr(),
+                     static_cast<long long>(pool_statistics().live_bytes));
+        throw py::error_already_set();
+    }
     PyObject* owner = PyCapsule_New(block, nullptr, [](PyObject* capsule) {
         pool_release(PyCapsule_GetPointer(capsule, nullptr));
     });

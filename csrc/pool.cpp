@@ -3,9 +3,13 @@
 // page.
 #include "pool.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
+#include <fstream>
 #include <mutex>
 #include <new>
+#include <string>
 #include <vector>
 
 #if defined(__linux__)
@@ -19,6 +23,9 @@ constexpr size_t kHeader = kAlignment;         // keeps the block's class in fro
 constexpr size_t kHugePage = size_t{2} << 20;  // blocks from twice this size ask for huge pages
 constexpr size_t kKeepAlways = size_t{256} << 20;
 constexpr int kClasses = 4 * 48;
+// From this size on a block is held against what the machine has free: the system promises more
+// memory than there is and ends the process when it is touched.
+constexpr size_t kAskFirst = size_t{1} << 30;
 
 struct Header {
     int size_class;
@@ -55,8 +62,24 @@ void free_cached() {
     statistics.cached_bytes = 0;
 }
 
+// What the machine and the container have left, as far as they say.
+size_t available_bytes() {
+    size_t least = SIZE_MAX;
+#if defined(__linux__)
+    std::string word;
+    size_t kib = 0;
+    for (std::ifstream info("/proc/meminfo"); info >> word;)
+        if (word == "MemAvailable:" && info >> kib) least = kib << 10;
+    size_t limit = 0, used = 0;
+    std::ifstream max("/sys/fs/cgroup/memory.max"), current("/sys/fs/cgroup/memory.current");
+    if (max >> limit && current >> used) least = std::min(least, limit > used ? limit - used : 0);
+#endif
+    return least;
+}
+
 void* system_allocate(int c) {
     size_t bytes = class_bytes(c);
+    if (bytes >= kAskFirst && bytes > available_bytes()) return nullptr;
     size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
     // The header needs a line of its own; large blocks put it before the aligned start's data page.
     void* origin = nullptr;

@@ -270,6 +270,13 @@ def grad(
     `.grad` fields are not touched, and only the part of the graph between the two is walked. With
     `create_graph=True` the results can be differentiated again. An input that the outputs do not
     depend on raises, or gives None with `allow_unused=True`.
+
+    >>> import minigrad as mg
+    >>> x = mg.tensor(2.0, requires_grad=True)
+    >>> (first,) = mg.grad(x**3, x, create_graph=True)
+    >>> (second,) = mg.grad(first, x)
+    >>> first.item(), second.item()
+    (12.0, 12.0)
     """
     outs: list[Any] = [outputs] if not isinstance(outputs, (list, tuple)) else list(outputs)
     ins: list[Any] = [inputs] if not isinstance(inputs, (list, tuple)) else list(inputs)

@@ -108,7 +108,15 @@ class Profile:
 
 @contextlib.contextmanager
 def profile() -> Iterator[Profile]:
-    """Times and counts every kernel launched in the block."""
+    """Times and counts every kernel launched in the block.
+
+    >>> from minigrad import ops
+    >>> x = ops.ones((2, 8))
+    >>> with profile() as p:
+    ...     y = ops.softmax(x)
+    >>> p.rows["softmax_fwd"].calls, p.rows["softmax_fwd"].bytes
+    (1, 128)
+    """
     result = Profile()
     start = time.perf_counter_ns()
     with dispatch.observe(result._launch):

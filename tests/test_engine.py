@@ -233,7 +233,12 @@ BAD_INPUT = [
     (lambda: mg.ones((2, 3)).reshape(4), ValueError, "reshape: 6 elements"),
     (lambda: mg.sum(mg.ones((2,)), 1), IndexError, "axis 1 is out of range"),
     (lambda: mg.zeros((2**40, 2**30)), MemoryError, "more than can exist"),
-    (lambda: mg.zeros((2**44,)), MemoryError, ""),
+    (
+        lambda: mg.zeros((2**44,)),
+        MemoryError,
+        r"no memory for an array of shape \(17592186044416,\)",
+    ),
+    (lambda: mg.zeros((2**35,)), MemoryError, r"dtype float32: minigrad holds \d+ bytes"),
     (lambda: mg.tensor([1.0], "complex64"), TypeError, "not supported"),
     (lambda: mg.tensor(np.ones(2, np.int16)), TypeError, "pass dtype="),
     (lambda: mg.tensor([[1, 2], [3]]), ValueError, "inhomogeneous"),
@@ -282,10 +287,11 @@ def test_bad_input_is_named_and_loses_nothing(case: int) -> None:
 
 
 def test_missing_kernel_says_where_one_is() -> None:
+    x = mg.ones((2,))
     with mg.use_kernels("cu"), pytest.raises(mg.KernelNotFound, match=r"exp: .*native and ref"):
-        mg.exp(mg.ones((2,)))
+        mg.exp(x)
     with mg.use_kernels("tl"), pytest.raises(mg.KernelNotFound, match="add"):
-        mg.ones((2,)) + 1
+        x + x
 
 
 def test_float64_second_derivative_of_fused_attention_is_refused() -> None:

@@ -359,7 +359,19 @@ def attention(
     see the last `window` keys up to its own (and, if not causal, as many ahead). `scale` defaults
     to 1 / sqrt(D). `dropout` zeroes weights with that probability and scales the rest.
 
-    A row with every key masked gives zeros. Raises on shapes, dtypes and options that do not fit.
+    What a query (row) may see of the keys (columns), with 3 queries and 5 keys:
+
+        causal      causal, window=2    causal, 5 queries, 3 keys
+        1 1 1 . .   . 1 1 . .           . . .
+        1 1 1 1 .   . . 1 1 .           . . .
+        1 1 1 1 1   . . . 1 1           1 . .
+                                        1 1 .
+                                        1 1 1
+
+    A row with every key masked gives zeros and zero gradients. `impl="composed"` builds the same
+    from differentiable operations and holds all (Tq, Tk) weights; only that form has second
+    derivatives and a gradient of `bias`. Raises ValueError or TypeError, before anything runs, on
+    shapes, dtypes and options that do not fit.
     """
     op = "attention"
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"

@@ -127,6 +127,9 @@ def tensor(
 
     Python floats become float32 and Python integers int64; arrays keep their dtype unless `dtype`
     is given. Raises TypeError for dtypes that are not minigrad's.
+
+    >>> tensor([[1.0, 2.0]], requires_grad=True).shape
+    (1, 2)
     """
     check_device(device)
     if isinstance(data, Tensor):

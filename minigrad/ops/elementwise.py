@@ -338,7 +338,7 @@ def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     first = shapes[0]
-    if builtins.all(s == first for s in shapes[1:]):
+    if builtins.all(s == first or s == () for s in shapes):
         return first
     try:
         return np.broadcast_shapes(*shapes)

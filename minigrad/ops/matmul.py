@@ -83,8 +83,9 @@ class MatMul(Function):
 
 
 def _same_dtype(op: str, *tensors: Tensor | None) -> None:
-    names = {t.dtype.name for t in tensors if t is not None}
-    if len(names) > 1:
+    dtypes_ = [t.dtype for t in tensors if t is not None]
+    if any(d != dtypes_[0] for d in dtypes_):
+        names = {d.name for d in dtypes_}
         raise TypeError(
             f"{op}: operands are {' and '.join(sorted(names))}; convert one with .to(dtype)"
         )
@@ -259,6 +260,9 @@ def einsum(equation: str, *operands: TensorLike) -> Tensor:
 
     NumPy's notation: repeated labels are summed unless in the output, "..." broadcasts, and without
     "->" the output is the labels that appear once, sorted. Operands meet from left to right.
+
+    >>> einsum("ij,j", [[1.0, 2.0], [3.0, 4.0]], [1.0, 10.0]).numpy()
+    array([21., 43.], dtype=float32)
     """
     tensors = [as_tensor(t) for t in operands]
     _same_dtype("einsum", *tensors)

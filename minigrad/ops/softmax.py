@@ -147,7 +147,11 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
-    """exp(x) / Σ exp(x) along `axis`; a row of all -inf, or with +inf, is NaN."""
+    """exp(x) / Σ exp(x) along `axis`; a row of all -inf, or with +inf, is NaN.
+
+    >>> softmax([[0.0, 0.0]]).numpy()
+    array([[0.5, 0.5]], dtype=float32)
+    """
     last, at = _rows("softmax", x, axis)
     out = reshape(Softmax.apply(_flat(last)), last.shape)
     return out if at == last.ndim - 1 else swapaxes(out, at, -1)

@@ -1,0 +1,44 @@
+"""The kernels at the sizes of the models, and every case of the tests' table at its own small size,
+where the cost of reaching a kernel is what is measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cases import CASES, Case
+
+import minigrad as mg
+from minigrad.bench.ours import kernel
+
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "attention": [(8, 6, 256, 64), (2, 8, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)],
+    "layer_norm": [(2048, 384), (8192, 768), (8192, 4096)],
+    "softmax": [(2048, 384), (8192, 768), (8192, 4096)],
+    "cross_entropy": [(64, 50257), (2048, 384)],
+    "gelu": [(2048, 384), (8192, 768)],
+    "matmul": [(2048, 384, 1536), (1024, 512, 2048), (256, 768, 50257)],
+    "adamw": [(10_000_000,)],
+}
+JOBS = [
+    {"kind": kind, "shape": list(shape), "backward": backward}
+    for kind, shapes in SHAPES.items()
+    for shape in shapes
+    for backward in ((False,) if kind == "adamw" else (False, True))
+]
+
+
+def name_of(job: dict[str, Any]) -> str:
+    shape = "x".join(str(n) for n in job["shape"])
+    return f"{job['kind']}-{shape}-{'fwd+bwd' if job['backward'] else 'fwd'}"
+
+
+@pytest.mark.parametrize("job", JOBS, ids=name_of)
+def bench_kernel(benchmark: Any, job: dict[str, Any]) -> None:
+    benchmark(kernel(job))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def bench_small(benchmark: Any, case: Case) -> None:
+    inputs = [mg.tensor(a.astype("float32")) for a in case.inputs()]
+    benchmark(lambda: case.op(*inputs))
