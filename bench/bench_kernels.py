@@ -9,17 +9,9 @@ import pytest
 from cases import CASES, Case
 
 import minigrad as mg
+from minigrad.bench.jobs import SHAPES
 from minigrad.bench.ours import kernel
 
-SHAPES: dict[str, list[tuple[int, ...]]] = {
-    "attention": [(8, 6, 256, 64), (2, 8, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)],
-    "layer_norm": [(2048, 384), (8192, 768), (8192, 4096)],
-    "softmax": [(2048, 384), (8192, 768), (8192, 4096)],
-    "cross_entropy": [(64, 50257), (2048, 384)],
-    "gelu": [(2048, 384), (8192, 768)],
-    "matmul": [(2048, 384, 1536), (1024, 512, 2048), (256, 768, 50257)],
-    "adamw": [(10_000_000,)],
-}
 JOBS = [
     {"kind": kind, "shape": list(shape), "backward": backward}
     for kind, shapes in SHAPES.items()

@@ -14,9 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench_kernels import SHAPES
-
 from minigrad import bench
+from minigrad.bench.jobs import SHAPES
 from minigrad.train.config import SIZES
 
 

@@ -83,6 +83,26 @@ MG_INLINE V minimum(V a, V b) {
     return select((a < b) | (a != a), a, b);
 }
 
+// x limited from one side, in one instruction; NaN becomes the limit.
+MG_INLINE vf at_least(vf x, float low) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_max_ps((__m512)x, _mm512_set1_ps(low));
+#elif defined(MG_AVX2)
+    return (vf)_mm256_max_ps((__m256)x, _mm256_set1_ps(low));
+#else
+    return select(x > broadcast(low), x, broadcast(low));
+#endif
+}
+MG_INLINE vf at_most(vf x, float high) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_min_ps((__m512)x, _mm512_set1_ps(high));
+#elif defined(MG_AVX2)
+    return (vf)_mm256_min_ps((__m256)x, _mm256_set1_ps(high));
+#else
+    return select(x < broadcast(high), x, broadcast(high));
+#endif
+}
+
 MG_INLINE vf sqrt(vf x) {
 #if defined(MG_AVX512)
     return (vf)_mm512_sqrt_ps((__m512)x);

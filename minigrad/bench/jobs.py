@@ -11,20 +11,22 @@ from typing import Any
 
 import numpy as np
 
-DEFAULT_SHAPES = {
-    "attention": [8, 6, 256, 64],
-    "layer_norm": [8192, 768],
-    "softmax": [8192, 768],
-    "matmul": [2048, 384, 1536],
-    "cross_entropy": [64, 50257],
-    "gelu": [8192, 768],
-    "adamw": [10_000_000],
+# the shapes a kernel is judged at; the first is the command line's default
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "attention": [(8, 6, 256, 64), (2, 8, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)],
+    "layer_norm": [(2048, 384), (8192, 768), (8192, 4096)],
+    "softmax": [(2048, 384), (8192, 768), (8192, 4096)],
+    "cross_entropy": [(64, 50257), (2048, 384)],
+    "gelu": [(2048, 384), (8192, 768)],
+    "matmul": [(2048, 384, 1536), (1024, 512, 2048), (256, 768, 50257)],
+    "adamw": [(10_000_000,)],
 }
 
 
 def shape_of(job: dict[str, Any]) -> list[int]:
-    shape = job["shape"] or DEFAULT_SHAPES[job["kind"]]
-    wanted = len(DEFAULT_SHAPES[job["kind"]])
+    standard = SHAPES[job["kind"]][0]
+    shape = list(job["shape"] or standard)
+    wanted = len(standard)
     if len(shape) != wanted:
         raise ValueError(f"--shape for {job['kind']}: expected {wanted} numbers, got {shape}")
     return shape
