@@ -3,7 +3,6 @@ last axis, optionally of a sum with a residual, which is also returned."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, contiguous, unit_columns
 from minigrad.ops.elementwise import add, mul, rsqrt, sub
-from minigrad.ops.movement import reshape
+from minigrad.ops.movement import as_rows, reshape
 from minigrad.ops.reduce import mean
 from minigrad.ops.reduce import sum as sum_
 from minigrad.tensor import Tensor, TensorLike
@@ -296,11 +295,8 @@ def _prepare(op: str, x: TensorLike, residual: Tensor | None, **vectors: Tensor 
             f"{op}: residual of shape {residual.shape} and dtype {residual.dtype.name} does not "
             f"match x, {x.shape} and {x.dtype.name}"
         )
-    rows = (math.prod(x.shape[:-1]), x.shape[-1])
-    flat = reshape(contiguous(x), rows)
-    flat_residual = None if residual is None else reshape(contiguous(residual), rows)
     ready = [None if v is None else contiguous(v) for v in vectors.values()]
-    return x.shape, flat, flat_residual, *ready
+    return x.shape, as_rows(x), None if residual is None else as_rows(residual), *ready
 
 
 def _restore(out: Any, shape: tuple[int, ...]) -> Any:

@@ -14,7 +14,15 @@ import numpy as np
 from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import Shape, as_tensor, cast, contiguous, copied, zeros
+from minigrad.ops.creation import (
+    Shape,
+    as_tensor,
+    cast,
+    contiguous,
+    copied,
+    has_unit_columns,
+    zeros,
+)
 from minigrad.ops.elementwise import unbroadcast, where
 from minigrad.tensor import Tensor, TensorLike
 
@@ -203,6 +211,13 @@ def _viewable(array: np.ndarray, shape: tuple[int, ...]) -> bool:
         return bool(array.reshape(shape, copy=False) is not None)
     except ValueError:
         return False
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """x as (n_rows, n_cols) with unit column stride, as row kernels read it; a view if possible."""
+    if not has_unit_columns(x._array):
+        x = contiguous(x)
+    return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def permute(x: TensorLike, axes: Sequence[int]) -> Tensor:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast, contiguous, has_unit_columns, unit_columns
+from minigrad.ops.creation import as_tensor, cast, unit_columns
 from minigrad.ops.elementwise import exp, mul, sub
-from minigrad.ops.movement import expand_dims, permute, reshape, swapaxes
+from minigrad.ops.movement import as_rows, expand_dims, permute, reshape, swapaxes
 from minigrad.ops.reduce import normalize_axis
 from minigrad.ops.reduce import sum as sum_
 from minigrad.tensor import Tensor, TensorLike
@@ -140,12 +138,6 @@ def _rows(op: str, x: TensorLike, axis: int) -> tuple[Tensor, int]:
     return (x if axis == x.ndim - 1 else swapaxes(x, axis, -1)), axis
 
 
-def _flat(x: Tensor) -> Tensor:
-    if not has_unit_columns(x._array):
-        x = contiguous(x)
-    return reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-
-
 def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """exp(x) / Σ exp(x) along `axis`; a row of all -inf, or with +inf, is NaN.
 
@@ -153,14 +145,14 @@ def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     array([[0.5, 0.5]], dtype=float32)
     """
     last, at = _rows("softmax", x, axis)
-    out = reshape(Softmax.apply(_flat(last)), last.shape)
+    out = reshape(Softmax.apply(as_rows(last)), last.shape)
     return out if at == last.ndim - 1 else swapaxes(out, at, -1)
 
 
 def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """x - log Σ exp(x) along `axis`."""
     last, at = _rows("log_softmax", x, axis)
-    out = reshape(LogSoftmax.apply(_flat(last)), last.shape)
+    out = reshape(LogSoftmax.apply(as_rows(last)), last.shape)
     return out if at == last.ndim - 1 else swapaxes(out, at, -1)
 
 
@@ -169,7 +161,7 @@ def logsumexp(x: TensorLike, axis: int = -1, keepdims: bool = False) -> Tensor:
     last, at = _rows("logsumexp", x, axis)
     if last.shape[-1] == 0:
         raise ValueError(f"logsumexp: nothing to sum in shape {last.shape} along axis {axis}")
-    out = reshape(LogSumExp.apply(_flat(last)), last.shape[:-1])
+    out = reshape(LogSumExp.apply(as_rows(last)), last.shape[:-1])
     if at != last.ndim - 1:
         # The last axis now stands where `axis` was; put it back to the end.
         order = [d for d in range(out.ndim) if d != at] + [at]

@@ -1,0 +1,310 @@
+"""Compiling GPU kernels without a GPU, and running Triton's through its interpreter.
+
+A launcher in `kernels/tl` or `kernels/cu` describes what it would start as a `TritonLaunch` or a
+`CudaLaunch`: the kernel, its grid and its arguments. `compile_triton` and `compile_cuda` turn that
+description into PTX and machine code for an architecture, specialised exactly as the launch would
+be; `run` starts it. Nothing here is imported before a GPU kernel is asked for.
+
+The arrays are NumPy's. Triton kernels run on them where TRITON_INTERPRET=1 was set before the first
+one was used; it takes about a millisecond a program, so it is for checking only. There is nothing
+yet that runs CUDA kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ARCHITECTURES = (80, 90)  # those that the kernels are compiled and checked for
+
+
+class GpuUnavailable(RuntimeError):
+    """What a GPU kernel needs is not here; the message says what, and how to get it."""
+
+
+# ---- what launchers describe ----
+
+
+@dataclass
+class TritonLaunch:
+    """A start of a Triton kernel: `arguments` in the order of its parameters (arrays, numbers, None
+    for an absent array), then `constants`, its `tl.constexpr` parameters by name."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: list[Any]
+    constants: dict[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+@dataclass
+class CudaLaunch:
+    """A start of a CUDA kernel: `entry` of a file, compiled with `defines`; arguments as passed to
+    it (arrays as pointers, None as a null pointer, NumPy scalars and bytes by value)."""
+
+    source: Path
+    entry: str
+    defines: dict[str, str | int]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: list[Any] = field(default_factory=list)
+
+
+class Pointer:
+    """An array as Triton takes it: an address and the name of a dtype. The other methods are what
+    the interpreter asks of a tensor in order to copy it to the host, where it already is."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.dtype = "uint8" if array.dtype == np.bool_ else array.dtype.name
+
+    def data_ptr(self) -> int:
+        return self.array.ctypes.data
+
+    def untyped_storage(self) -> Pointer:
+        return self
+
+    def cpu(self) -> Pointer:
+        return self
+
+    def new_empty(self, *size: int, device: str) -> Pointer:
+        return self
+
+    def set_(self, *view: Any) -> None:
+        pass
+
+    def copy_(self, other: Pointer) -> None:
+        pass
+
+    def storage_offset(self) -> int:
+        return 0
+
+    def size(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def stride(self) -> tuple[int, ...]:
+        return strides(self.array)
+
+
+def strides(array: np.ndarray) -> tuple[int, ...]:
+    """Strides in elements, as kernels take them."""
+    return tuple(s // array.itemsize for s in array.strides)
+
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+def check_floats(kernel: str, *arrays: np.ndarray | None) -> str:
+    """The common dtype of the arrays' elements; TypeError for what GPU kernels do not take."""
+    names = {a.dtype.name for a in arrays if a is not None}
+    if len(names) != 1 or not names <= set(FLOATS):
+        raise TypeError(
+            f"{kernel}: the GPU kernel takes arrays of one dtype among {', '.join(FLOATS)}, got "
+            f"{', '.join(sorted(names))}; the native set takes the others"
+        )
+    return names.pop()
+
+
+def run(launch: TritonLaunch | CudaLaunch) -> None:
+    """Starts a kernel; raises GpuUnavailable where nothing can run it."""
+    if isinstance(launch, CudaLaunch):
+        raise GpuUnavailable(
+            f"{launch.entry}: CUDA kernels are compiled and checked by this version, not run; "
+            "minigrad.gpu.compile_cuda compiles one, and the sets native, ref and tl run"
+        )
+    if os.environ.get("TRITON_INTERPRET") != "1" or hasattr(launch.kernel, "cache_key"):
+        raise GpuUnavailable(
+            f"{launch.kernel.__name__}: Triton kernels run on NumPy arrays only through Triton's "
+            "interpreter; start Python with TRITON_INTERPRET=1"
+        )
+    given = [Pointer(a) if isinstance(a, np.ndarray) else a for a in launch.arguments]
+    launch.kernel[launch.grid](*given, **launch.constants)
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels are interpreted, where bfloat16 has no arithmetic."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+# ---- what compilers give ----
+
+
+@dataclass
+class Compiled:
+    """A kernel for one architecture. Sizes in bytes; `spilled` counts stores and loads."""
+
+    name: str
+    ptx: str
+    cubin: bytes
+    registers: int
+    stack: int
+    shared: int
+    local: int
+    spilled: int
+
+
+def compile_triton(launch: TritonLaunch, architecture: int) -> Compiled:
+    """Compiles what a launch would, for compute capability `architecture` (80 for 8.0)."""
+    _need("triton", "Triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as build
+
+    names = launch.kernel.arg_names
+    signature: dict[str, str] = {}
+    constants: dict[Any, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for i, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
+        signature[name] = _type_of(value)
+        if signature[name] == "constexpr":
+            constants[name] = value
+        elif isinstance(value, np.ndarray) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    for name, value in launch.constants.items():
+        signature[name], constants[name] = "constexpr", value
+    target = GPUTarget("cuda", architecture, 32)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options["enable_fp_fusion"] = True
+    built = build(ASTSource(launch.kernel, signature, constants, attributes), target, options)
+    return _examined(
+        built.metadata.name, built.asm["ptx"], built.asm["cubin"], built.metadata.shared
+    )
+
+
+_TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "bool": "u8",
+                 "uint8": "u8", "int32": "i32", "int64": "i64", "uint64": "u64"}  # fmt: skip
+
+
+def _type_of(value: Any) -> str:
+    """The type a launch gives an argument; None and 1 become part of the kernel."""
+    if isinstance(value, np.ndarray):
+        return "*" + _TRITON_TYPES[value.dtype.name]
+    if value is None or (isinstance(value, int) and value == 1):
+        return "constexpr"
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def compile_cuda(launch: CudaLaunch, architecture: int) -> Compiled:
+    """Compiles what a launch would with NVRTC, for compute capability `architecture`."""
+    defines = [f"-D{name}={value}" for name, value in launch.defines.items()]
+    options = [
+        f"--gpu-architecture=sm_{architecture}",
+        "--std=c++17",
+        "--device-as-default-execution-space",
+        f"--include-path={launch.source.parent}",
+        *(f"--include-path={folder}" for folder in _headers()),
+        *defines,
+    ]
+    ptx, cubin = _nvrtc(launch.source.read_text(), launch.source.name, options)
+    return _examined(launch.entry, ptx.decode().rstrip("\0"), cubin, None)
+
+
+def _need(module: str, what: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise GpuUnavailable(f"{what} is not installed: pip install 'minigrad[gpu]'")
+
+
+def _nvidia(pattern: str) -> list[Path]:
+    """What matches in the wheels' common folder `nvidia/`."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    return [path for root in roots for path in sorted(Path(root).glob(pattern))]
+
+
+def _headers() -> list[Path]:
+    return [path.parent for path in _nvidia("*/include/cuda_bf16.h")]
+
+
+@cache
+def _nvrtc_library() -> ctypes.CDLL:
+    found = _nvidia("*/lib/libnvrtc.so.*")
+    if not found or not _headers():
+        raise GpuUnavailable(
+            "NVRTC or CUDA's headers are not installed: pip install 'minigrad[gpu]'"
+        )
+    return ctypes.CDLL(str(found[0]))
+
+
+def _nvrtc(source: str, name: str, options: list[str]) -> tuple[bytes, bytes]:
+    library = _nvrtc_library()
+    program = ctypes.c_void_p()
+
+    def call(function: str, *arguments: Any) -> int:
+        return getattr(library, function)(*arguments)
+
+    def get(what: str) -> bytes:
+        size = ctypes.c_size_t()
+        call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        call(f"nvrtcGet{what}", program, buffer)
+        return buffer.raw
+
+    made = call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(), 0,
+                None, None)  # fmt: skip
+    if made != 0:
+        raise RuntimeError(f"{name}: NVRTC could not create a program (error {made})")
+    try:
+        flags = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        if call("nvrtcCompileProgram", program, len(options), flags) != 0:
+            log = get("ProgramLog").decode(errors="replace").rstrip("\0\n")
+            raise ValueError(f"{name} does not compile with {' '.join(options)}:\n{log}")
+        return get("PTX"), get("CUBIN")
+    finally:
+        call("nvrtcDestroyProgram", ctypes.byref(program))
+
+
+def tool(name: str) -> Path:
+    """A binary utility (ptxas, cuobjdump, nvdisasm) from Triton's wheel."""
+    _need("triton", f"{name} comes with Triton, which")
+    spec = importlib.util.find_spec("triton")
+    assert spec is not None
+    return Path(str(spec.origin)).parent / "backends" / "nvidia" / "bin" / name
+
+
+def disassemble(cubin: bytes) -> str:
+    """The machine code (SASS) of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool("nvdisasm"), "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _examined(name: str, ptx: str, cubin: bytes, dynamic_shared: int | None) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool("cuobjdump"), "-res-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = re.search(rf"Function {re.escape(name)}:\s*\n(.*)", said)
+    if line is None:
+        raise RuntimeError(f"cuobjdump does not list {name}: {said}")
+
+    def figure(what: str) -> int:
+        found = re.search(rf"{what}:(\d+)", line[1])
+        return int(found[1]) if found else 0
+
+    code = disassemble(cubin)
+    return Compiled(
+        name=name,
+        ptx=ptx,
+        cubin=cubin,
+        registers=figure("REG"),
+        stack=figure("STACK"),
+        shared=figure("SHARED") if dynamic_shared is None else dynamic_shared,
+        local=figure("LOCAL"),
+        spilled=len(re.findall(r"\b(?:STL|LDL)\b", code)),
+    )
