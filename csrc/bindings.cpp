@@ -1,11 +1,8 @@
 // The kernels of one instruction-set level as a Python module: a list of names. Each kernel is a
 // plain function of its own file; its arguments are NumPy arrays (None where optional), lists of
 // arrays, and numbers, in the order of the declaration here.
-#include "caster.h"
-#include "denormals.h"
+#include "bind.h"
 #include "elementwise.h"
-
-namespace py = pybind11;
 
 namespace mg {
 
@@ -13,18 +10,20 @@ const CoreApi* core = nullptr;
 
 using A = const Array&;
 using List = const std::vector<Array>&;
-using Guard = py::call_guard<py::gil_scoped_release, FlushDenormals>;
 
 // Declares the kernel and lists it under its own name.
-#define KERNEL(name, signature) \
-    void name signature;        \
-    m.def(#name, &name, Guard())
+#define KERNEL(name, signature)                                                                   \
+    void name signature;                                                                          \
+    methods.push_back(                                                                            \
+        {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Entry<&name>::call)), \
+         METH_FASTCALL, nullptr})
 
 #define UNARY_KERNEL(name, ...) KERNEL(name, (A x, A out, double p));
 #define UNARY_BWD_KERNEL(name, ...) KERNEL(name##_bwd, (A g, A x, A y, A out, double p));
 #define BINARY_KERNEL(name, ...) KERNEL(name, (A a, A b, A out));
 
-static void list_kernels(py::module_& m) {
+static std::vector<PyMethodDef> list_kernels() {
+    std::vector<PyMethodDef> methods;
     MG_UNARY(UNARY_KERNEL)
     MG_UNARY(UNARY_BWD_KERNEL)
     MG_BINARY(BINARY_KERNEL)
@@ -80,19 +79,28 @@ static void list_kernels(py::module_& m) {
     KERNEL(adam, (List params, List grads, List means, List squares, A hyper));
     KERNEL(rmsprop, (List params, List grads, List squares, List momenta, A hyper));
     KERNEL(adagrad, (List params, List grads, List sums, A hyper));
-}
-
-static void* import_numpy() {
-    import_array();
-    return nullptr;
+    methods.push_back({nullptr, nullptr, 0, nullptr});
+    return methods;
 }
 
 }  // namespace mg
 
-PYBIND11_MODULE(MG_MODULE_NAME, m) {
-    mg::import_numpy();
-    if (PyErr_Occurred()) throw py::error_already_set();
+#define MG_JOIN(a, b) a##b
+#define MG_INIT(name) MG_JOIN(PyInit_, name)
+
+PyMODINIT_FUNC MG_INIT(MG_MODULE_NAME)() {
+    import_array();
     mg::core = static_cast<const mg::CoreApi*>(PyCapsule_Import(mg::kCoreApiName, 0));
-    if (mg::core == nullptr) throw py::error_already_set();
-    mg::list_kernels(m);
+    if (mg::core == nullptr) return nullptr;
+    static std::vector<PyMethodDef> methods = mg::list_kernels();
+    static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                                     "kernels",
+                                     nullptr,
+                                     -1,
+                                     methods.data(),
+                                     nullptr,
+                                     nullptr,
+                                     nullptr,
+                                     nullptr};
+    return PyModule_Create(&definition);
 }

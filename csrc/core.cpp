@@ -1,5 +1,10 @@
 // The module minigrad._core: the buffer pool, the threads, and what this processor can execute.
-#include "caster.h"
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#include <numpy/arrayobject.h>
+#include <pybind11/pybind11.h>
+
+#include "array.h"
+#include "core_api.h"
 #include "pool.h"
 
 #if defined(__x86_64__)

@@ -24,7 +24,7 @@ def test_interpreted_kernels() -> None:
     compiler when a kernel is defined, so each needs a process of its own."""
     if INTERPRETING:
         pytest.skip("this is that process")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "interpreted_case", __file__]
+    command = [sys.executable, "-m", "pytest", "-k", "interpreted_case", __file__]
     environment = os.environ | {"TRITON_INTERPRET": "1", "MINIGRAD_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -1,0 +1,192 @@
+// From Python to a kernel: an entry point made from the kernel's signature. NumPy arrays become
+// mg::Array (None an empty one), a list of arrays a vector, numbers what they are; anything else,
+// and dtypes or strides a kernel cannot address, is refused by name. The interpreter's lock is
+// released, and denormals are flushed, while the kernel runs.
+//
+// Not pybind11, which the core module uses: its unit took 14 of the 77 seconds that a level
+// takes to compile, three times over.
+#pragma once
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#include <numpy/arrayobject.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "array.h"
+#include "core_api.h"
+#include "denormals.h"
+
+namespace mg {
+
+extern const CoreApi* core;
+
+struct PythonError {};  // thrown where Python's own error is set
+
+template <class... Args>
+[[noreturn]] void raise(PyObject* kind, const char* format, Args... args) {
+    PyErr_Format(kind, format, args...);
+    throw PythonError{};
+}
+
+inline DType dtype_of(PyArrayObject* a) {
+    int number = PyArray_TYPE(a);
+    switch (number) {
+        case NPY_FLOAT32:
+            return DType::f32;
+        case NPY_FLOAT64:
+            return DType::f64;
+        case NPY_FLOAT16:
+            return DType::f16;
+        case NPY_INT32:
+            return DType::i32;
+        case NPY_INT64:
+            return DType::i64;
+        case NPY_UINT8:
+            return DType::u8;
+        case NPY_BOOL:
+            return DType::b8;
+        default:
+            break;
+    }
+    if (number == core->bf16_typenum) return DType::bf16;
+    if (number == NPY_UINT64 || number == NPY_LONGLONG) return DType::i64;  // same 64 bits
+    raise(PyExc_TypeError, "dtype %S is not one of minigrad's", PyArray_DESCR(a));
+}
+
+inline Array as_array(PyObject* object) {
+    Array out;
+    if (object == Py_None) return out;
+    if (!PyArray_Check(object))
+        raise(PyExc_TypeError, "a kernel takes NumPy arrays, not %s", Py_TYPE(object)->tp_name);
+    auto* a = reinterpret_cast<PyArrayObject*>(object);
+    out.dtype = dtype_of(a);
+    out.data = static_cast<char*>(PyArray_DATA(a));
+    out.ndim = PyArray_NDIM(a);
+    if (out.ndim > kMaxDims)
+        raise(PyExc_ValueError, "arrays of more than 16 dimensions are not supported");
+    if (!PyArray_ISBEHAVED_RO(a))
+        raise(PyExc_ValueError, "a kernel takes aligned arrays in native byte order");
+    int64_t bytes = itemsize(out.dtype);
+    for (int i = 0; i < out.ndim; i++) {
+        out.shape[i] = PyArray_DIM(a, i);
+        int64_t stride = PyArray_STRIDE(a, i);
+        if (stride % bytes != 0 && out.shape[i] > 1)
+            raise(PyExc_ValueError, "strides must be whole elements; copy the array first");
+        out.strides[i] = stride / bytes;
+    }
+    return out;
+}
+
+// ---- arguments ----
+
+template <class T>
+struct FromPython;
+
+template <>
+struct FromPython<const Array&> {
+    Array value;
+    explicit FromPython(PyObject* object) : value(as_array(object)) {}
+};
+
+template <>
+struct FromPython<const std::vector<Array>&> {
+    std::vector<Array> value;
+    explicit FromPython(PyObject* object) {
+        if (!PyList_Check(object))
+            raise(PyExc_TypeError, "a kernel takes a list of arrays, not %s",
+                  Py_TYPE(object)->tp_name);
+        value.reserve(static_cast<size_t>(PyList_GET_SIZE(object)));
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(object); i++)
+            value.push_back(as_array(PyList_GET_ITEM(object, i)));
+    }
+};
+
+template <>
+struct FromPython<double> {
+    double value;
+    explicit FromPython(PyObject* object) : value(PyFloat_AsDouble(object)) {
+        if (value == -1.0 && PyErr_Occurred()) throw PythonError{};
+    }
+};
+
+template <>
+struct FromPython<int64_t> {
+    int64_t value;
+    explicit FromPython(PyObject* object) : value(PyLong_AsLongLong(object)) {
+        if (value == -1 && PyErr_Occurred()) throw PythonError{};
+    }
+};
+
+template <>
+struct FromPython<bool> {
+    bool value;
+    explicit FromPython(PyObject* object) : value(PyObject_IsTrue(object) == 1) {
+        if (PyErr_Occurred()) throw PythonError{};
+    }
+};
+
+// ---- the call ----
+
+class ReleaseInterpreter {
+  public:
+    ReleaseInterpreter() : state_(PyEval_SaveThread()) {}
+    ~ReleaseInterpreter() { PyEval_RestoreThread(state_); }
+
+  private:
+    PyThreadState* state_;
+};
+
+// Turns the exception being handled into Python's.
+inline PyObject* raise_current() {
+    try {
+        throw;
+    } catch (const PythonError&) {
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::invalid_argument& error) {
+        PyErr_SetString(PyExc_ValueError, error.what());
+    } catch (const std::out_of_range& error) {
+        PyErr_SetString(PyExc_IndexError, error.what());
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+template <auto kKernel>
+struct Entry;
+
+template <class... Args, void (*kKernel)(Args...)>
+struct Entry<kKernel> {
+    static PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t n) {
+        try {
+            if (n != sizeof...(Args))
+                raise(PyExc_TypeError, "this kernel takes %zd arguments, got %zd",
+                      static_cast<Py_ssize_t>(sizeof...(Args)), n);
+            return run(given, std::index_sequence_for<Args...>{});
+        } catch (...) {
+            return raise_current();
+        }
+    }
+
+  private:
+    template <size_t... I>
+    static PyObject* run(PyObject* const* given, std::index_sequence<I...>) {
+        std::tuple<FromPython<Args>...> args(given[I]...);
+        {
+            ReleaseInterpreter released;
+            FlushDenormals flush;
+            kKernel(std::get<I>(args).value...);
+        }
+        Py_RETURN_NONE;
+    }
+};
+
+}  // namespace mg
