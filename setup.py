@@ -53,16 +53,16 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
     )
 
 
+# Kept between builds of every kind (in place, editable, wheel), which would each compile afresh.
+OBJECTS = f"build/{sys.implementation.cache_tag}-numpy{numpy.__version__}-{platform.machine()}"
+
+
 class BuildLevels(build_ext):
     """Gives each level its own folder of object files: they share their sources."""
 
     def build_extension(self, ext: Extension) -> None:
-        shared = self.build_temp
-        self.build_temp = os.path.join(shared, ext.name)
-        try:
-            super().build_extension(ext)
-        finally:
-            self.build_temp = shared
+        self.build_temp = os.path.join(OBJECTS, ext.name)
+        super().build_extension(ext)
 
 
 def kernels(level: str) -> Extension:
@@ -74,7 +74,7 @@ def kernels(level: str) -> Extension:
 ParallelCompile(
     "MINIGRAD_BUILD_JOBS",
     default=0,
-    needs_recompile=lambda obj, src: newer_group([src, *HEADERS], obj),
+    needs_recompile=lambda obj, src: newer_group([src, *HEADERS, __file__], obj),
 ).install()
 
 setup(
