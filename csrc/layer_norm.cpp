@@ -37,13 +37,12 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, int64_t 
     S count = static_cast<S>(n);
     S centre = sum_row<T>(n, [&](int64_t i, auto tail) { return load(x + i, tail); }) / count;
     V c = splat<V>(centre);
-    V left{};  // Σ (x - centre): what rounding the mean left over
-    S squares = sum_row<T>(n, [&](int64_t i, auto tail) {
+    // left: Σ (x - centre), what rounding the mean left over
+    auto [left, squares] = sum_rows<T, 2>(n, [&](int64_t i, auto tail) {
         V d = keep_first(load(x + i, tail) - c, tail, 0.0);
-        left += d;
-        return d * d;
+        return std::array<V, 2>{d, d * d};
     });
-    S shift = sum_lanes(left) / count;
+    S shift = left / count;
     S variance = std::max(squares / count - shift * shift, S(0));
     S scale = S(1) / std::sqrt(variance + static_cast<S>(eps));
     V s = splat<V>(shift), k = splat<V>(scale);
@@ -92,22 +91,11 @@ void norm_bwd_row(const T* g, const T* g_summed, const T* x, const T* weight,
     }
     auto normed = [&](int64_t i, auto tail) { return ((load(x + i, tail) - c) - shift) * k; };
     if (dx) {
-        V mean_g{};
-        if constexpr (kCentred) {
-            mean_g =
-                splat<V>(sum_row<T>(n,
-                                    [&](int64_t i, auto tail) {
-                                        return affine(V(load(g + i, tail)), weight, none, i, tail);
-                                    }) /
-                         count);
-        }
-        V mean_gx =
-            splat<V>(sum_row<T>(n,
-                                [&](int64_t i, auto tail) {
-                                    return affine(V(load(g + i, tail)), weight, none, i, tail) *
-                                           normed(i, tail);
-                                }) /
-                     count);
+        auto [sum_g, sum_gx] = sum_rows<T, 2>(n, [&](int64_t i, auto tail) {
+            V scaled = affine(V(load(g + i, tail)), weight, none, i, tail);
+            return std::array<V, 2>{scaled, scaled * normed(i, tail)};
+        });
+        V mean_g = splat<V>(kCentred ? sum_g / count : S(0)), mean_gx = splat<V>(sum_gx / count);
         for_lanes<T>(n, [&](int64_t i, auto tail) {
             V d = (affine(V(load(g + i, tail)), weight, none, i, tail) - mean_g -
                    normed(i, tail) * mean_gx) *

@@ -15,7 +15,7 @@ namespace mg {
 namespace {
 
 constexpr int64_t kMC = 16 * kMR;            // AVX2: 96 × 256 float32 = 96 KB of A, in a 512 KB L2
-constexpr int64_t kChunkElements = 1 << 19;  // packed B at a time: 2 MB, an outer cache's share
+constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
 constexpr int64_t kSmallWork = 1 << 17;      // multiply-adds not worth a second thread (some 2 us)
@@ -69,8 +69,7 @@ void panel_rows(const Product& p, const float* a_packed, const float* panel, int
 }
 
 void pack_a(const Product& p, int64_t i0, int64_t i1, int64_t k0, int64_t kc, float* out) {
-    for (int64_t i = i0; i < i1; i += kMR)
-        pack_panel<kMR>(p.a.at(i, k0), std::min<int64_t>(kMR, i1 - i), kc, out + (i - i0) * kc);
+    pack_row_panels(p.a.at(i0, k0), i1 - i0, kc, out);
 }
 
 // Few rows (decoding): tasks are panels of columns, each packed into L1 and used at once, so that B
@@ -113,7 +112,9 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
                         }
                     });
     bool small = p.m * n * depth < kSmallWork;
-    int64_t row_step = small ? (p.m + kMR - 1) / kMR * kMR : kMC;
+    // An even number of blocks of about the same height, so that two threads end together.
+    int64_t wanted = small ? 1 : (p.m + 2 * kMC - 1) / (2 * kMC) * 2;
+    int64_t row_step = ((p.m + wanted - 1) / wanted + kMR - 1) / kMR * kMR;
     int64_t row_blocks = (p.m + row_step - 1) / row_step;
     int64_t column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
     int64_t panel_step = (panels + column_blocks - 1) / column_blocks;

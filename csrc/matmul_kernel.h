@@ -54,6 +54,9 @@ void micro_kernel(int64_t kc, const float* a, int64_t a_row, const float* b, con
     if (!kPacked)
         // Rows beyond the last read it again; their sums are not stored.
         for (int r = 0; r < kRows; r++) at[r] = a + std::min<int64_t>(r, rows - 1) * a_row;
+    // C comes from an outer cache: asked for now, it is there when k has run through.
+    for (int r = 0; r < kRows; r++)
+        __builtin_prefetch(s.c + std::min<int64_t>(r, rows - 1) * s.row, 1);
 #pragma GCC unroll 2
     for (int64_t k = 0; k < kc; k++) {
         vf column[kVectors];
@@ -166,6 +169,27 @@ void pack_panel(const Matrix& x, int64_t n, int64_t kc, float* out) {
         if constexpr (!std::is_same_v<T, double>)
             pack_panel<width>(reinterpret_cast<const T*>(x.p), x.row, x.col, n, kc, out);
     });
+}
+
+// n rows of x as panels of kMR, one after another. Where a column of x is contiguous, one column
+// goes to all panels before the next: panel by panel, each would read a few bytes of kc distant
+// lines. Whole vectors are moved; what that writes too much, the next column's turn overwrites.
+inline void pack_row_panels(const Matrix& x, int64_t n, int64_t kc, float* out) {
+    static_assert(kMR <= VL);
+    int64_t whole = 0;
+    if (x.row == 1 && x.dtype == DType::f32) {
+        whole = n >= VL ? (n - VL) / kMR + 1 : 0;  // where a whole vector is there to be read
+        for (int64_t k = 0; k < kc - 1; k++) {
+            const float* from = x.floats() + k * x.col;
+            float* to = out + k * kMR;
+            for (int64_t p = 0; p < whole; p++) store(to + p * kc * kMR, load(from + p * kMR));
+        }
+        const float* from = x.floats() + (kc - 1) * x.col;
+        for (int64_t i = 0; i < whole * kMR; i++)
+            out[i / kMR * kc * kMR + (kc - 1) * kMR + i % kMR] = from[i];
+    }
+    for (int64_t i = whole * kMR; i < n; i += kMR)
+        pack_panel<kMR>(x.at(i, 0), std::min<int64_t>(kMR, n - i), kc, out + i * kc);
 }
 
 }  // namespace mg

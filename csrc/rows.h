@@ -3,6 +3,8 @@
 // rows.
 #pragma once
 
+#include <array>
+
 #include "parallel.h"
 #include "simd.h"
 #include "vmath.h"
@@ -58,24 +60,42 @@ MG_INLINE void for_lanes(int64_t n, Body&& body) {
     if (i < n) body(i, n - i);
 }
 
-// Sums in blocks of this many steps, so that the error does not grow with the length of a row.
-constexpr int64_t kSumBlock = 64;
+// Sums in blocks of this many steps, so that the error does not grow with the length of a row, and
+// in four interleaved chains, as one would wait for each of its additions.
+constexpr int64_t kSumBlock = 64, kChains = 4;
 
-// Σ term(i, tail) over a row, lanes beyond the end counted as 0 (term must give 0 there).
+// K sums over a row at once: Σ term(i, tail)[k], lanes beyond the end counted as 0 (term must give
+// 0 there).
+template <class T, int K, class Term>
+MG_INLINE std::array<typename Lanes<T>::S, K> sum_rows(int64_t n, Term&& term) {
+    using V = typename Lanes<T>::V;
+    constexpr int64_t N = Lanes<T>::N;
+    V total[K] = {};
+    auto add = [](V(&to)[K], const std::array<V, K>& from) {
+        for (int k = 0; k < K; k++) to[k] += from[k];
+    };
+    int64_t i = 0;
+    for (; i + kChains * N <= n;) {
+        int64_t end = std::min(n, i + kSumBlock * N);
+        V chains[kChains][K] = {};
+        for (; i + kChains * N <= end; i += kChains * N)
+            for (int64_t c = 0; c < kChains; c++) add(chains[c], term(i + c * N, Whole{}));
+        for (int k = 0; k < K; k++)
+            total[k] += (chains[0][k] + chains[1][k]) + (chains[2][k] + chains[3][k]);
+    }
+    for (; i + N <= n; i += N) add(total, term(i, Whole{}));
+    if (i < n) add(total, term(i, n - i));
+    std::array<typename Lanes<T>::S, K> sums;
+    for (int k = 0; k < K; k++) sums[k] = sum_lanes(total[k]);
+    return sums;
+}
+
+// Σ term(i, tail) over a row.
 template <class T, class Term>
 MG_INLINE typename Lanes<T>::S sum_row(int64_t n, Term&& term) {
     using V = typename Lanes<T>::V;
-    constexpr int N = Lanes<T>::N;
-    V total{};
-    int64_t i = 0;
-    while (i + N <= n) {
-        int64_t end = std::min(n - N, i + (kSumBlock - 1) * N);
-        V block{};
-        for (; i <= end; i += N) block += term(i, Whole{});
-        total += block;
-    }
-    if (i < n) total += term(i, n - i);
-    return sum_lanes(total);
+    return sum_rows<T, 1>(
+        n, [&](int64_t i, auto tail) { return std::array<V, 1>{V(term(i, tail))}; })[0];
 }
 
 template <class T>

@@ -302,20 +302,38 @@ MG_INLINE vf keep_first(vf v, int64_t n, float fill) {
 
 // ---- reductions over the lanes, in a fixed order (halves, then halves of those) ----
 
-MG_INLINE float sum_lanes(vf v) {
-    float lanes[VL];
-    store(lanes, v);
-    for (int width = VL / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
-}
+#if defined(MG_AVX512) || defined(MG_AVX2)
+typedef float vf4 __attribute__((vector_size(16)));
 
+template <class Join>
+MG_INLINE float fold_lanes(vf v, Join join) {
+#if defined(MG_AVX512)
+    typedef float vf8 __attribute__((vector_size(32)));
+    vf8 h = join((vf8)_mm512_castps512_ps256((__m512)v), (vf8)_mm512_extractf32x8_ps((__m512)v, 1));
+    __m256 wide = (__m256)h;
+#else
+    __m256 wide = (__m256)v;
+#endif
+    vf4 q = join((vf4)_mm256_castps256_ps128(wide), (vf4)_mm256_extractf128_ps(wide, 1));
+    q = join(q, (vf4)_mm_movehl_ps((__m128)q, (__m128)q));
+    return join(q, (vf4)_mm_movehdup_ps((__m128)q))[0];
+}
+#else
+template <class Join>
+MG_INLINE float fold_lanes(vf v, Join join) {
+    float a[VL];
+    store(a, v);
+    for (int width = VL / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) a[i] = join(a[i], a[i + width]);
+    return a[0];
+}
+#endif
+
+MG_INLINE float sum_lanes(vf v) {
+    return fold_lanes(v, [](auto a, auto b) { return a + b; });
+}
 MG_INLINE float max_lanes(vf v) {
-    float lanes[VL];
-    store(lanes, v);
-    for (int i = 1; i < VL; i++)
-        lanes[0] = (lanes[i] > lanes[0] || lanes[i] != lanes[i]) ? lanes[i] : lanes[0];
-    return lanes[0];
+    return fold_lanes(v, [](auto a, auto b) { return (a > b) | (a != a) ? a : b; });
 }
 
 }  // namespace mg

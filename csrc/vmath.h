@@ -89,11 +89,10 @@ MG_INLINE vf exp(vf x) {
 MG_INLINE double exp(double x) { return std::exp(x); }
 
 // e^x for x <= 0 (or -infinity): the same bits as exp there, with less to do. NaN becomes
-// unspecified. `lost` is added to x where it no longer rounds.
-template <class... Lost>
-MG_INLINE vf exp_nonpositive(vf x, Lost... lost) {
+// unspecified.
+MG_INLINE vf exp_nonpositive(vf x) {
     Reduced s = reduce_ln2(at_least(x, -87.3f));
-    vf y = expm1_reduced((s.r + ... + lost)) + broadcast(1.0f);
+    vf y = expm1_reduced(s.r) + broadcast(1.0f);
     return select(x < broadcast(-87.3f), vf{}, s.scale(y));
 }
 
@@ -173,40 +172,40 @@ MG_INLINE double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
 // ---- the normal distribution: erf and GELU ----
 
-// e^(-z²/2), the rounding of z² made good: within 2 ULP where the result is normal.
+// e^(-z²/2) for z in [0, 13.2], the rounding of z² made good: within 2 ULP.
 MG_INLINE vf exp_half_square(vf z) {
+    vf half = broadcast(-0.5f) * z, s = half * z;
 #if defined(MG_AVX512) || defined(MG_AVX2)
-    vf s = z * z, lost = fma(z, z, -s);
+    vf lost = fma(half, z, -s);
 #else
     // Without a fused multiply-add, the product's error by splitting z in two halves (Dekker).
-    vf t = z * broadcast(4097.0f), high = t - (t - z), low = z - high, s = z * z;
-    vf lost = ((high * high - s) + broadcast(2.0f) * high * low) + low * low;
+    vf t = z * broadcast(4097.0f), high = t - (t - z), low = z - high;
+    vf lost = broadcast(-0.5f) *
+              ((high * high + broadcast(2.0f) * s) + broadcast(2.0f) * high * low + low * low);
 #endif
-    return exp_nonpositive(broadcast(-0.5f) * s, broadcast(-0.5f) * lost);
+    Reduced r = reduce_ln2(s);
+    return r.scale(expm1_reduced(r.r + lost) + broadcast(1.0f));
 }
 
-// scale Φ(-z) e^(z²/2) for z in [0, 14.5], Φ the normal distribution: a quotient of polynomials,
-// fitted with relative error 6e-9. All coefficients are positive, so nothing cancels; the
-// numerator's 1/2 is added last, so that fewer roundings count; and q is made smaller by k until
-// the end, so that nothing on the way is denormal where the result is not.
-MG_INLINE vf normal_tail(vf z, vf scale) {
-    constexpr float k = 0x1p-14f;
-    constexpr float p[] = {4.38505381e-1f, 1.83391348e-1f, 4.06859703e-2f, 4.12415573e-3f};
-    constexpr float q[] = {k,
-                           1.67489564e+0f * k,
-                           1.20315135e+0f * k,
-                           4.69883055e-1f * k,
-                           1.01990983e-1f * k,
-                           1.03376070e-2f * k};
-    vf y = scale / polynomial(z, q);
-    return fma(y * z, polynomial(z, p), y * broadcast(0.5f)) * broadcast(k);
+// Φ(-z) e^(z²/2) for z in [0, 14.5], Φ the normal distribution: a quotient of polynomials, fitted
+// with relative error 6e-9. All coefficients are positive, so nothing cancels. It does not wait for
+// an exponential: the two together are half as long a chain as one after the other.
+MG_INLINE vf normal_tail(vf z) {
+    constexpr float p[] = {0.5f, 4.38505381e-1f, 1.83391348e-1f, 4.06859703e-2f, 4.12415573e-3f};
+    constexpr float q[] = {1.0f,           1.67489564e+0f, 1.20315135e+0f,
+                           4.69883055e-1f, 1.01990983e-1f, 1.03376070e-2f};
+    return polynomial(z, p) / polynomial(z, q);
 }
+
+// Beyond, x Φ(x) and its derivative are below the least normal number on the negative side.
+constexpr float kNormalEnd = 13.2f;
 
 // x Φ(x) within 4 ULP from -1 on, 7 in the negative tail (where x Φ(x) is normal).
 MG_INLINE vf gelu(vf x) {
-    // From 20 on the tail is 0, so there x may be 20 in the product (infinity times 0 is NaN).
-    vf near = at_most(at_least(x, -20.0f), 20.0f), z = abs(near);
-    vf tail = normal_tail(z, near * exp_half_square(z));
+    // The product takes a limited x, too: infinity times 0 is NaN.
+    vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd), z = abs(near);
+    vf tail = (near * exp_half_square(z)) * normal_tail(z);
+    tail = select(z == broadcast(kNormalEnd), vf{}, tail);
     return select(x < vf{}, tail, x - tail);
 }
 MG_INLINE double gelu(double x) {
@@ -216,8 +215,8 @@ MG_INLINE double gelu(double x) {
 
 // d (x Φ(x)) / dx = Φ(x) + x φ(x).
 MG_INLINE vf gelu_grad(vf x) {
-    vf near = at_most(at_least(x, -20.0f), 20.0f), z = abs(near), e = exp_half_square(z),
-       tail = normal_tail(z, e);
+    vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd), z = abs(near);
+    vf e = select(z == broadcast(kNormalEnd), vf{}, exp_half_square(z)), tail = e * normal_tail(z);
     vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
     vf y = fma(near, e * broadcast(0.398942280f), cdf);
     return select(x != x, x, y);
@@ -233,8 +232,8 @@ MG_INLINE vf erf(vf x) {
     constexpr float c[] = {1.128379166e+00f, -3.761262582e-01f, 1.128358514e-01f, -2.685381153e-02f,
                            5.188326924e-03f, -8.010186933e-04f, 7.853839250e-05f};
     vf a = abs(x), inner = x * polynomial(x * x, c);
-    vf z = at_most(a, 10.0f) * broadcast(1.41421356f);
-    vf outer = fma(broadcast(-2.0f), normal_tail(z, exp_half_square(z)), broadcast(1.0f));
+    vf z = at_most(a, 9.0f) * broadcast(1.41421356f);
+    vf outer = fma(broadcast(-2.0f) * exp_half_square(z), normal_tail(z), broadcast(1.0f));
     outer = as_float(as_int(outer) | (as_int(x) & INT32_MIN));
     vf y = select(a < broadcast(1.0f), inner, outer);
     return select(x != x, x, y);
