@@ -26,7 +26,7 @@
     X(tanh, real, tanh(x), g * (c(1) - y * y))                                                   \
     X(sigmoid, real, sigmoid(x), g * y * (c(1) - y))                                             \
     X(softplus, real, softplus(x), g * sigmoid(x))                                               \
-    X(silu, real, x * sigmoid(x), g * (sigmoid(x) * (c(1) + x * (c(1) - sigmoid(x)))))           \
+    X(silu, real, silu(x), g * (sigmoid(x) * (c(1) + x * (c(1) - sigmoid(x)))))           \
     X(relu, real, maximum(x, c(0)), select(x > c(0), g, c(0)))                                   \
     X(leaky_relu, real, select(x > c(0), x, p * x), select(x > c(0), g, p * g))                  \
     X(elu, real, select(x > c(0), x, p * expm1(x)), select(x > c(0), g, g * p * exp(x)))         \

@@ -25,13 +25,12 @@ MG_INLINE vf polynomial(vf x, const float (&c)[N]) {
 // ---- rounding to integers ----
 
 MG_INLINE vf round(vf x) {  // halves to even
-    // Adding and taking away 1.5 * 2^23 leaves the integer part in the rounding mode; larger values
-    // are whole.
-    vf magic = broadcast(12582912.0f);
-    vf r = (x + magic) - magic;
-    vi sign = as_int(x) & INT32_MIN;
-    r = as_float((as_int(r) & INT32_MAX) | sign);
-    return select(abs(x) < broadcast(4194304.0f), r, x);
+    // Adding and taking away 2^23 leaves the integer part in the rounding mode; larger values are
+    // whole.
+    vf magic = broadcast(8388608.0f), a = abs(x);
+    vf r = (a + magic) - magic;
+    r = as_float(as_int(r) | (as_int(x) & INT32_MIN));
+    return select(a < magic, r, x);
 }
 MG_INLINE vf floor(vf x) {
     vf r = round(x);
@@ -88,12 +87,13 @@ MG_INLINE vf exp(vf x) {
 }
 MG_INLINE double exp(double x) { return std::exp(x); }
 
-// e^x for x <= 0 (or -infinity): the same bits as exp there, with less to do. NaN becomes
-// unspecified.
+// e^x for x <= 0 (or -infinity): the same bits as exp there, with less to do. NaN becomes some
+// finite number: callers look for it once a row.
 MG_INLINE vf exp_nonpositive(vf x) {
-    Reduced s = reduce_ln2(at_least(x, -87.3f));
+    constexpr float least = -87.33654f;  // e^x is normal down to here
+    Reduced s = reduce_ln2(at_least(x, least));
     vf y = expm1_reduced(s.r) + broadcast(1.0f);
-    return select(x < broadcast(-87.3f), vf{}, s.scale(y));
+    return select(x < broadcast(least), vf{}, s.scale(y));
 }
 
 // e^x - 1 within 2 ULP, relative accuracy kept near 0.
@@ -160,6 +160,24 @@ MG_INLINE vf sigmoid(vf x) {
 MG_INLINE double sigmoid(double x) {
     double e = std::exp(-std::fabs(x));
     return (x < 0 ? e : 1.0) / (1.0 + e);
+}
+
+// x sigmoid(v), accurate wherever the product is normal, also where sigmoid(v) alone is not.
+MG_INLINE vf times_sigmoid(vf x, vf v) {
+    Reduced s = reduce_ln2(at_least(-abs(v), -104.0f));
+    vf y = expm1_reduced(s.r) + broadcast(1.0f);
+    vi n = s.n(), half = n >> 1;
+    vf first = power_of_two(half), second = power_of_two(n - half);
+    return select(v < vf{}, x * y * first * second, x) / (broadcast(1.0f) + y * first * second);
+}
+// Within 4 ULP; 0 at -infinity.
+MG_INLINE vf silu(vf x) {
+    vf near = select(x < broadcast(-104.0f), broadcast(-104.0f), x);
+    return times_sigmoid(near, near);
+}
+MG_INLINE double silu(double x) {
+    double near = x < -800.0 ? -800.0 : x;
+    return near * sigmoid(near);
 }
 
 template <class V>
@@ -240,16 +258,20 @@ MG_INLINE vf erf(vf x) {
 }
 MG_INLINE double erf(double x) { return std::erf(x); }
 
-// GELU's form by tanh (GPT-2): x / (1 + e^(-2u)), u = sqrt(2/π) (x + 0.044715 x³).
+// GELU's form by tanh (GPT-2): x / (1 + e^-v), v = sqrt(8/π) (x + 0.044715 x³).
 template <class V>
 MG_INLINE V gelu_tanh_argument(V x) {
-    return splat<V>(1.5957691216057308) * (x + splat<V>(0.044715) * x * x * x);
+    constexpr double k = 1.5957691216057308;
+    return x * fma(x * x, splat<V>(k * 0.044715), splat<V>(k));
 }
-template <class V>
-MG_INLINE V gelu_tanh(V x) {
-    V limited = maximum(minimum(x, splat<V>(20)), splat<V>(-20));  // beyond, x³ only overflows
-    V y = x * sigmoid(gelu_tanh_argument(limited));
-    return select(x < splat<V>(-20), splat<V>(0), y);
+// Within 4 ULP from -1 on; in the negative tail the rounding of v counts: 4 + 3 |v| ULP.
+MG_INLINE vf gelu_tanh(vf x) {
+    vf limited = at_most(at_least(x, -20.0f), 20.0f);  // beyond, x³ only overflows
+    return times_sigmoid(select(x < vf{}, limited, x), gelu_tanh_argument(limited));
+}
+MG_INLINE double gelu_tanh(double x) {
+    double limited = std::fmax(std::fmin(x, 40.0), -40.0);
+    return (x < 0 ? limited : x) * sigmoid(gelu_tanh_argument(limited));
 }
 template <class V>
 MG_INLINE V gelu_tanh_grad(V x) {
