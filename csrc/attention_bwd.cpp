@@ -42,6 +42,14 @@ void gradient_tile(int64_t lanes, int64_t nj, float scale, const float* addend, 
     }
 }
 
+// Rows of the forward pass that are NaN have NaN gradients; exp_nonpositive does not keep them.
+void keep_nan(int64_t ni, int64_t nj, BackwardScratch& t) {
+    for (int64_t i = 0; i < ni; i++)
+        if (t.lse[i] != t.lse[i])
+            for (int64_t j = 0; j < nj; j++)
+                t.weights[j * kQueries + i] = t.gradient[j * kQueries + i] = t.lse[i];
+}
+
 // delta[i] = Σ_d dO O, and the lse with rows that see nothing made harmless.
 template <class T>
 void query_statistics(const Rows& g, const T* out, int64_t out_row, const float* lse,
@@ -107,6 +115,7 @@ void key_head(const AttentionShape& s, const AttentionOptions& o, const Attentio
                 if (o.dropout > 0) fill_dropout(s, o, b, h, i0, ni, j0, nj, t.factor);
                 gradient_tile(lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr,
                               o.dropout > 0 ? t.factor : nullptr, t);
+                keep_nan(ni, nj, t);
                 tile_product<false>(nj, wide, ni, t.weights, kQueries, 1, g.p, g.row, kNR,
                                     dv + j0 * wide, wide, true);
                 tile_product<false>(nj, wide, ni, t.gradient, kQueries, 1, q.p, q.row, kNR,

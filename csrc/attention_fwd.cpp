@@ -107,10 +107,13 @@ void query_tile(const AttentionShape& s, const AttentionOptions& o, const Attent
         }
     }
     for (int64_t i = 0; i < ni; i++) {
-        vf factor = broadcast(t.sum[i] == 0 ? 0.0f : 1.0f / t.sum[i]);
+        bool unseen = t.top[i] == -kInfinity;
+        float inverse = unseen ? 0.0f : 1.0f / t.sum[i], total = t.top[i] + std::log(t.sum[i]);
+        if (unseen) total = -kInfinity;
+        // A score that is infinite or NaN: the weights have no meaning.
+        if (!(t.top[i] < kInfinity)) inverse = total = std::numeric_limits<float>::quiet_NaN();
         for (int64_t d = 0; d < wide; d += VL)
-            store(acc + i * wide + d, load(acc + i * wide + d) * factor);
-        float total = t.sum[i] == 0 ? -kInfinity : t.top[i] + std::log(t.sum[i]);
+            store(acc + i * wide + d, load(acc + i * wide + d) * broadcast(inverse));
         lse.ptr<float>()[b * lse.strides[0] + h * lse.strides[1] + (i0 + i) * lse.strides[2]] =
             total;
     }

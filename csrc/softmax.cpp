@@ -1,23 +1,31 @@
 // softmax, log_softmax and logsumexp of rows: (n_rows, n_cols), unit column stride, any row stride.
 //
 // The maximum is taken first (Milakov and Gimelshein 2018 name the one-pass form; with the row in
-// cache the second read is free, and there is no rescaling to lose accuracy by).
+// cache the second read is free, and there is no rescaling to lose accuracy by). A maximum that is
+// not finite makes the whole row NaN; exp_nonpositive leaves that to be said here.
 #include "rows.h"
 
 namespace mg {
 namespace {
 
+template <class S>
+S or_nan(S value, S top) {
+    return std::isfinite(top) ? value : std::numeric_limits<S>::quiet_NaN();
+}
+
 template <class T>
 void softmax_row(const T* x, T* out, int64_t n) {
     using V = typename Lanes<T>::V;
+    using S = typename Lanes<T>::S;
     constexpr bool keeps = std::is_same_v<T, float> || std::is_same_v<T, double>;
-    V top = splat<V>(max_row(x, n));
+    S highest = max_row(x, n);
+    V top = splat<V>(highest);
     auto sum = sum_row<T>(n, [&](int64_t i, auto tail) {
         V e = keep_first(exp_nonpositive(load(x + i, tail) - top), tail, 0.0);
         if constexpr (keeps) store(out + i, e, tail);
         return e;
     });
-    V scale = splat<V>(1) / splat<V>(sum);
+    V scale = splat<V>(or_nan(S(1) / sum, highest));
     for_lanes<T>(n, [&](int64_t i, auto tail) {
         // Half types would round twice through out: their exponentials are computed again.
         V e = keeps ? V(load(out + i, tail)) : exp_nonpositive(load(x + i, tail) - top);
@@ -32,7 +40,7 @@ typename Lanes<T>::S log_sum(const T* x, int64_t n, typename Lanes<T>::S top) {
     auto sum = sum_row<T>(n, [&](int64_t i, auto tail) {
         return keep_first(exp_nonpositive(load(x + i, tail) - shift), tail, 0.0);
     });
-    return std::log(sum);
+    return or_nan(std::log(sum), top);
 }
 
 template <class Body>
