@@ -111,14 +111,14 @@ def _finish(out: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
 class Sum(Function):
     @staticmethod
     def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        ctx.shape = x.shape
+        ctx.shape, ctx.dtype = x.shape, x.dtype
         out = empty(_kept(x.shape, axes), dtype)
         launch("sum", x, out)
         return out
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> Tensor:
-        return expand(g, ctx.shape)
+        return expand(cast(g, ctx.dtype), ctx.shape)
 
 
 class Prod(Function):
@@ -205,12 +205,18 @@ def _floating(x: TensorLike) -> Tensor:
     return x if dtypes.is_floating(x.dtype) else cast(x, dtypes.float32)
 
 
+def _sum_of_floats(x: Tensor) -> np.dtype:
+    """What sums inside of a mean or a norm are kept in: float16 would overflow at 65504."""
+    return dtypes.promote(x.dtype, dtypes.float32)
+
+
 def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`; NaN over nothing. Integers give float32."""
     x = _floating(x)
     axes = _axes("mean", axis, x.ndim)
     n = _count(x, axes)
-    return sum(x, axes, keepdims) * (1 / n if n else math.nan)
+    total = _finish(Sum.apply(x, axes=axes, dtype=_sum_of_floats(x)), axes, keepdims)
+    return cast(total * (1 / n if n else math.nan), x.dtype)
 
 
 def var(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
@@ -218,8 +224,10 @@ def var(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool 
     x = _floating(x)
     axes = _axes("var", axis, x.ndim)
     n = _count(x, axes) - correction
-    centred = x - mean(x, axes, keepdims=True)
-    return sum(centred * centred, axes, keepdims) * (1 / n if n > 0 else math.nan)
+    wide = cast(x, _sum_of_floats(x))
+    centred = wide - mean(wide, axes, keepdims=True)
+    total = sum(centred * centred, axes, keepdims) * (1 / n if n > 0 else math.nan)
+    return cast(total, x.dtype)
 
 
 def std(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
@@ -251,7 +259,8 @@ def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The Euclidean norm over `axis`; its gradient at 0 is 0."""
     x = _floating(x)
     axes = _axes("norm", axis, x.ndim)
-    return _finish(Norm.apply(x, axes=axes), axes, keepdims)
+    out = Norm.apply(cast(x, _sum_of_floats(x)), axes=axes)
+    return _finish(cast(out, x.dtype), axes, keepdims)
 
 
 def _extremum(kernel: str, x: TensorLike, axis: Axis, keepdims: bool) -> Tensor:
