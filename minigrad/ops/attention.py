@@ -23,7 +23,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous, has_unit_columns, unit_columns
+from minigrad.ops.creation import as_tensor, cast, contiguous, has_unit_columns, unit_columns
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
 from minigrad.ops.elementwise import eq as eq_
@@ -465,7 +465,7 @@ def _composed(
     weights = e / where(eq_(total, 0), 1.0, total)
     if rng is not None:
         weights = dropout_(weights, dropout_p, rng=rng)
-    return matmul(weights, v)
+    return matmul(cast(weights, v.dtype), v)  # a bias may be of a wider type
 
 
 def _repeated(x: Tensor, n_heads: int) -> Tensor:
