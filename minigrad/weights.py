@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from minigrad import dtypes
@@ -44,7 +45,7 @@ def save_weights(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
     """Writes arrays (any strides, any of minigrad's dtypes) as one safetensors file. Raises
-    WeightsError for what `load_weights` would refuse."""
+    WeightsError for what `load_weights` would refuse, OSError where the file cannot be written."""
     fail = _failing(Path(path))
     for name, array in tensors.items():
         _check_name(name, fail)
@@ -52,7 +53,10 @@ def save_weights(
             raise fail(f"{name}: dtype {array.dtype}; expected one of {', '.join(_NAMES)}")
     # The writer takes memory as it lies, so strided views must be copied first.
     whole = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    safetensors.numpy.save_file(whole, str(path), metadata)
+    try:
+        safetensors.numpy.save_file(whole, str(path), metadata)
+    except safetensors.SafetensorError as error:  # names and dtypes were checked: the disk is full
+        raise OSError(f"{path}: {error}") from error
 
 
 def load_weights(path: str | Path) -> dict[str, np.ndarray]:
