@@ -32,7 +32,14 @@ from minigrad.checkpoint import (
 from minigrad.train.config import TrainConfig
 from minigrad.train.loop import train
 
+SYNC = checkpoint._sync
 FILES = ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many checkpoints in little time; the test of what is synced when does without this."""
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: None)
 
 
 def save(run: Path, step: int, value: float = 0.0) -> Path:
@@ -89,13 +96,8 @@ def killed_at(point: int, work: Callable[[], Any]) -> bool:
                     os._exit(KILLED)
                 seen += 1
 
-        sync = os.fsync
-
-        def counted_sync(handle: int) -> None:
-            count("open", None)
-            sync(handle)
-
-        os.fsync = counted_sync
+        os.fsync = lambda _: count("open", None)
+        checkpoint._sync = SYNC
         sys.addaudithook(count)
         work()
 
@@ -186,6 +188,25 @@ def test_full_disk_leaves_the_old_one_and_says_so(
         assert not list(tmp_path.glob(".partial-*"))
     assert capfd.readouterr().err == ""
     assert codes == [KILLED] * 10 + [0]
+
+
+def test_everything_is_on_the_disk_before_the_renaming_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut needs beyond what a killed process does."""
+    done: list[str] = []
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("rename"), rename(a, b)))
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: done.append(path.name))
+    save(tmp_path, 1)
+    at = done.index("rename")
+    assert sorted(done[: at - 1]) == FILES
+    assert done[at - 1].startswith(".partial-00000001")
+    assert done[at + 1 :] == [tmp_path.name]
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    SYNC(tmp_path)
+    assert len(synced) == 1
 
 
 # ---- damage ----
@@ -302,7 +323,7 @@ def test_resume_after_any_step_has_the_bits_of_an_uninterrupted_run(
     dropout."""
     arrays, state = finished(config, tmp_path / "whole")
     assert state["batches"]["epoch"] >= 1
-    for step in range(0, config.steps - 1, 3):
+    for step in range(0, config.steps - 1, 5):
         run = tmp_path / f"stopped-{step}"
         number = signal.SIGINT if step % 2 else signal.SIGTERM
         result = train(config, stop_after(step, number), run, quiet=True)
