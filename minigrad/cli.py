@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
+from pathlib import Path
 from typing import Any
 
 from minigrad.train import config as configs
@@ -88,11 +90,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _stored_config(model: str, run: str) -> Any:
+    """What the run began with, so that `--out RUN --resume` is enough to go on."""
+    from minigrad import checkpoint
+
+    folder = checkpoint.latest(Path(run))
+    stored = checkpoint.load_checkpoint(folder)[1]["config"] if folder else {}
+    known = {field.name for field in dataclasses.fields(MODELS[model])}
+    return MODELS[model](**{k: v for k, v in stored.items() if k in known} | {"json": False})
+
+
+def _print_json(figures: dict[str, Any]) -> None:
+    """One object a line; what is not finite is null, which JSON has no number for."""
+    unknown = {k: None for k, v in figures.items() if isinstance(v, float) and not math.isfinite(v)}
+    print(json.dumps(figures | unknown))
+
+
 def _train(args: argparse.Namespace) -> int:
     given = {k: v for k, v in vars(args).items() if k not in ("command", "model", "preset")}
     preset = getattr(args, "preset", None)
     config: Any
-    if preset:
+    if given.get("resume"):
+        config = _stored_config(args.model, given.get("out") or f"runs/{args.model}")
+    elif preset:
         config = configs.gpt_preset(preset)
         if given.get("steps"):
             given.setdefault("minutes", 0.0)
@@ -106,7 +126,7 @@ def _train(args: argparse.Namespace) -> int:
     run: dict[str, Any] = {"gpt": train_gpt, "autoencoder": train_autoencoder, "gan": train_gan}
     figures = run[args.model](config)
     if config.json:
-        print(json.dumps(figures))
+        _print_json(figures)
     return EXIT_INTERRUPTED if figures["interrupted"] else 0
 
 
@@ -135,7 +155,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
     findings = examine()
     if args.json:
-        print(json.dumps(findings))
+        _print_json(findings)
     else:
         for name, finding in findings.items():
             print(f"{name:22} {finding['value']}\n{'':22}   {finding['why']}")
@@ -147,7 +167,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     figures = run(args)
     if args.json:
-        print(json.dumps(figures))
+        _print_json(figures)
     else:
         for name, value in figures.items():
             print(f"{name:22} {value:.4g}" if isinstance(value, float) else f"{name:22} {value}")
@@ -155,8 +175,8 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (0, 1 for errors, 75 for a saved
-    interruption)."""
+    """Runs the command line; returns the exit code (0, 1 for errors, 75 for a saved interruption;
+    flags that do not parse end with argparse's 2)."""
     args = _parser().parse_args(argv)
     commands = {"train": _train, "sample": _sample, "doctor": _doctor, "bench": _bench}
     try:

@@ -133,6 +133,7 @@ class Optimizer:
                 raise ValueError(f"optimizer state: moment {key} does not fit the parameters")
         for group, saved in zip(self.groups, state["groups"], strict=True):
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
+        self._moments.clear()
         for key, array in state["moments"].items():
             i, slot = (int(part) for part in key.split("."))
             self.moments(params[i])[slot][...] = array
@@ -355,7 +356,7 @@ def linear_schedule(warmup: int, total: int, final: float = 0.0) -> Schedule:
 
 def slanted_triangular_schedule(total: int, cut: float = 0.1, ratio: float = 32.0) -> Schedule:
     """A short linear rise and a long linear fall (Howard and Ruder 2018); lowest 1 / ratio."""
-    peak = math.floor(total * cut)
+    peak = max(1, math.floor(total * cut))
 
     def factor(t: int) -> float:
         p = t / peak if t < peak else 1 - (t - peak) / (peak * (1 / cut - 1))

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +53,12 @@ def load_digits() -> Images:
 
 
 def _read_idx(file: Path) -> np.ndarray:
-    data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    data = file.read_bytes()
+    if file.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file}: damaged or no gzip file ({error})") from error
     if len(data) < 4 or data[:3] != b"\0\0\x08" or data[3] not in (1, 3):
         raise ValueError(f"{file}: not an IDX file of bytes (it begins {data[:4].hex()})")
     n_dims = data[3]
@@ -59,7 +66,7 @@ def _read_idx(file: Path) -> np.ndarray:
     if len(data) < start:
         raise ValueError(f"{file}: cut off inside the IDX header")
     shape = struct.unpack(f">{n_dims}I", data[4:start])
-    expected = start + int(np.prod(shape, dtype=np.int64))
+    expected = start + math.prod(shape)
     if len(data) != expected:
         raise ValueError(f"{file}: {len(data)} bytes, but shape {shape} needs {expected}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
@@ -77,6 +84,11 @@ def load_idx_folder(path: str | Path) -> Images:
             raise FileNotFoundError(f"--data {folder}: neither {files[0].name} nor {files[1].name}")
         arrays.append(_read_idx(found[0]))
     train, test, train_labels, test_labels = arrays
+    if [a.ndim for a in arrays] != [3, 3, 1, 1] or train.shape[1:] != test.shape[1:]:
+        raise ValueError(
+            f"--data {folder}: expected images (n, height, width) of one size and labels (n,), got "
+            f"{', '.join(str(a.shape) for a in arrays)}"
+        )
     if len(train) != len(train_labels) or len(test) != len(test_labels):
         raise ValueError(f"--data {folder}: images and labels differ in number")
     height, width = train.shape[1:]

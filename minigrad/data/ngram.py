@@ -29,6 +29,7 @@ def witten_bell(train: np.ndarray, held_out: np.ndarray, vocab_size: int, order:
     """
     while order > 1 and float(vocab_size) ** order > 2.0**62:
         order -= 1  # large vocabularies: as long a context as fits 62 bits
+    order = min(order, len(train))
     text = np.concatenate([train[len(train) - (order - 1) :], held_out]).astype(np.int64)
     train = train.astype(np.int64)
     n = len(held_out)

@@ -117,10 +117,11 @@ def split_tail(tokens: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray
     """(training part, held-out part): the last tenth is held out. Raises ValueError for too short a
     text."""
     cut = len(tokens) - len(tokens) // 10
-    if cut < seq_len + 2 or len(tokens) - cut < 2:
+    least = max(20, 10 * (2 * seq_len - 1) // 9 + 1)  # a window to train on and its offset
+    if len(tokens) < least:
         raise ValueError(
-            f"the text has {len(tokens)} tokens; at least "
-            f"{max(20, 10 * (seq_len + 2) // 9 + 1)} are needed for a context of {seq_len}"
+            f"the text has {len(tokens)} tokens; at least {least} are needed for a context of "
+            f"{seq_len}"
         )
     return tokens[:cut], tokens[cut:]
 

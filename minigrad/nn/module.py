@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import autograd, ops
+from minigrad import autograd, dtypes, ops
 from minigrad.tensor import Tensor
 
 
@@ -103,6 +103,11 @@ class Module:
                 raise ValueError(
                     f"load_state_dict: {name} has shape {tuple(state[name].shape)} in the state "
                     f"and {tensor.shape} here; nothing was loaded"
+                )
+            if state[name].dtype not in dtypes.ALL:
+                raise ValueError(
+                    f"load_state_dict: {name} has dtype {state[name].dtype} in the state; expected "
+                    f"one of {', '.join(d.name for d in dtypes.ALL)}; nothing was loaded"
                 )
         with autograd.no_grad():
             for name, tensor in mine.items():

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
-def option(default: Any, text: str) -> Any:
-    """A field with its help text."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, least: float | None = None) -> Any:
+    """A field with its help text and the least value that makes sense."""
+    return field(default=default, metadata={"help": text, "least": least})
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,15 @@ class TrainConfig:
 
     data: str = option("", "the data (see each model)")
     out: str = option("", "folder of the run; runs/MODEL unless given")
-    steps: int = option(0, "number of optimizer steps")
-    minutes: float = option(0.0, "train about this long: measured once, turned into --steps")
-    batch_size: int = option(32, "sequences or images a step")
+    steps: int = option(0, "number of optimizer steps", 0)
+    minutes: float = option(0.0, "train about this long: measured once, turned into --steps", 0)
+    batch_size: int = option(32, "sequences or images a step", 1)
     lr: float = option(1e-3, "highest learning rate")
-    seed: int = option(0, "of weights, data order and dropout")
+    seed: int = option(0, "of weights, data order and dropout", 0)
     precision: str = option("fp32", "fp32, the one this version trains in")
     device: str = option("cpu", "cpu, the one this version trains on")
-    eval_every: int = option(0, "steps between held-out losses; a tenth of the steps unless given")
-    resume: bool = option(False, "go on from the newest whole checkpoint in --out")
+    eval_every: int = option(0, "steps between held-out losses; a tenth of all unless given", 0)
+    resume: bool = option(False, "go on from the newest whole checkpoint in --out, as it began")
     json: bool = option(False, "print the result as one JSON object")
 
 
@@ -34,16 +34,16 @@ class GPTTrainConfig(TrainConfig):
     """A character-level GPT."""
 
     data: str = option("shakespeare", "shakespeare, or a text file or folder")
-    batch_size: int = option(16, "sequences a step")
-    seq_len: int = option(128, "context length")
-    n_layers: int = option(4, "blocks")
-    n_heads: int = option(4, "attention heads")
-    dim: int = option(128, "width")
-    dropout: float = option(0.0, "dropout")
-    weight_decay: float = option(0.1, "decay of matrices")
-    warmup: int = option(100, "steps of linear warm-up")
-    clip: float = option(1.0, "largest gradient norm")
-    accumulate: int = option(1, "batches summed into one step")
+    batch_size: int = option(16, "sequences a step", 1)
+    seq_len: int = option(128, "context length", 1)
+    n_layers: int = option(4, "blocks", 1)
+    n_heads: int = option(4, "attention heads", 1)
+    dim: int = option(128, "width", 1)
+    dropout: float = option(0.0, "dropout", 0)
+    weight_decay: float = option(0.1, "decay of matrices", 0)
+    warmup: int = option(100, "steps of linear warm-up", 0)
+    clip: float = option(1.0, "largest gradient norm", 0)
+    accumulate: int = option(1, "batches summed into one step", 1)
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class AutoencoderTrainConfig(TrainConfig):
     """A stacked dense autoencoder, trained with Nadam on the mean squared error."""
 
     data: str = option("mnist5k", "mnist5k, digits, or a folder of IDX files")
-    hidden: int = option(100, "width of the hidden layers")
-    codes: int = option(30, "width of the code")
+    hidden: int = option(100, "width of the hidden layers", 1)
+    codes: int = option(30, "width of the code", 1)
     lr: float = option(2e-3, "highest learning rate")
-    steps: int = option(6000, "number of optimizer steps")
+    steps: int = option(6000, "number of optimizer steps", 0)
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class GANTrainConfig(TrainConfig):
     """A dense GAN, trained with RMSprop."""
 
     data: str = option("mnist5k", "mnist5k, digits, or a folder of IDX files")
-    codes: int = option(30, "width of the code")
+    codes: int = option(30, "width of the code", 1)
     lr: float = option(1e-3, "learning rate")
-    steps: int = option(8000, "number of optimizer steps")
+    steps: int = option(8000, "number of optimizer steps", 0)
 
 
 # the benchmark's sizes, vocabulary included; training takes the data's vocabulary instead

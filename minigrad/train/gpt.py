@@ -24,7 +24,7 @@ from minigrad.optim import AdamW, clip_scale, cosine_schedule
 from minigrad.random import Generator
 from minigrad.train import plots
 from minigrad.train.config import GPTTrainConfig, TrainConfig
-from minigrad.train.loop import Task, train
+from minigrad.train.loop import Task, digest, train
 
 EVAL_BATCHES = 8  # of the tail, for the losses on the way; the last one is over all of it
 
@@ -92,7 +92,11 @@ def make_task(
         evaluate=lambda: held_out_loss(model, train_part, tail, EVAL_BATCHES),
         units=config.batch_size * config.seq_len * config.accumulate,
         unit="tokens",
-        extra={"tokenizer": tokenizer.to_json(), "gpt": dataclasses.asdict(shape)},
+        extra={
+            "tokenizer": tokenizer.to_json(),
+            "gpt": dataclasses.asdict(shape),
+            "data": digest(train_part),
+        },
     )
 
 

@@ -16,7 +16,7 @@ from minigrad.optim import Nadam, RMSprop, cosine_schedule
 from minigrad.random import Generator
 from minigrad.train import plots
 from minigrad.train.config import AutoencoderTrainConfig, GANTrainConfig, TrainConfig
-from minigrad.train.loop import Task, train
+from minigrad.train.loop import Task, digest, train
 
 
 def autoencoder_task(config: AutoencoderTrainConfig, images: Images) -> Task:
@@ -39,7 +39,7 @@ def autoencoder_task(config: AutoencoderTrainConfig, images: Images) -> Task:
             return float(model.loss(test).item())
 
     return Task("autoencoder", model, {"model": optimizer}, batches, step, evaluate,
-                config.batch_size, "images")  # fmt: skip
+                config.batch_size, "images", {"data": digest(images.train)})  # fmt: skip
 
 
 def train_autoencoder(config: AutoencoderTrainConfig) -> dict[str, Any]:
@@ -105,7 +105,8 @@ def gan_task(config: GANTrainConfig, images: Images) -> Task:
             return float((model.generator_loss(fake) + model.discriminator_loss(test, fake)).item())
 
     optimizers = {"discriminator": judge, "generator": maker}
-    return Task("gan", model, optimizers, batches, step, evaluate, config.batch_size, "images")  # type: ignore[arg-type]
+    return Task("gan", model, optimizers, batches, step, evaluate,  # type: ignore[arg-type]
+                config.batch_size, "images", {"data": digest(images.train)})  # fmt: skip
 
 
 def train_gan(config: GANTrainConfig) -> dict[str, Any]:

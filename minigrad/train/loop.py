@@ -4,6 +4,7 @@ first."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -60,6 +61,11 @@ class Result:
     units_per_s: float
 
 
+def digest(data: np.ndarray) -> str:
+    """What a task keeps of its data in `extra`, to know it again."""
+    return hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
+
+
 @contextmanager
 def saving_signals() -> Iterator[Callable[[], bool]]:
     """Within the block, SIGINT and SIGTERM only set a flag, which the function given tells."""
@@ -77,14 +83,19 @@ def saving_signals() -> Iterator[Callable[[], bool]]:
 
 def check_config(config: TrainConfig) -> None:
     """Refuses what this version does not do, and numbers that make no sense."""
+    for field in dataclasses.fields(config):
+        value, least = getattr(config, field.name), field.metadata["least"]
+        if least is not None and not value >= least:
+            flag = "--" + field.name.replace("_", "-")
+            raise ValueError(f"{flag} {value}: expected at least {least}")
     if config.precision != "fp32":
         raise ValueError(f"--precision {config.precision}: this version trains in fp32")
     if config.device != "cpu":
         raise ValueError(f"--device {config.device}: this version trains on cpu")
     if config.steps <= 0 and config.minutes <= 0:
         raise ValueError("give --steps or --minutes")
-    if config.batch_size < 1 or config.lr <= 0:
-        raise ValueError(f"--batch-size {config.batch_size} and --lr {config.lr} must be positive")
+    if not 0 < config.lr < math.inf:
+        raise ValueError(f"--lr {config.lr}: expected a positive number")
 
 
 def steps_for(minutes: float, make: Callable[[], Task]) -> int:
@@ -101,16 +112,36 @@ def steps_for(minutes: float, make: Callable[[], Task]) -> int:
     return max(1, int(minutes * 60 / float(np.mean(times))))
 
 
+# What may differ when a run goes on: none of it changes the numbers. Steps follow from minutes.
+FREE = {"data", "out", "minutes", "eval_every", "resume", "json"}
+
+
+def check_same_run(config: TrainConfig, state: dict[str, Any], run: Path) -> None:
+    """Refuses to go on with settings that differ from those the run began with."""
+    for name, began in state["config"].items():
+        value = getattr(config, name, began)
+        settled = name in FREE or (name == "steps" and value <= 0)
+        if not settled and value != began:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"--resume: {run} began with {flag} {began}, not {value}; leave {flag} out, or "
+                "begin another run with another --out"
+            )
+
+
 def train(
     config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool
 ) -> Result:
     """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`."""
     check_config(config)
-    folder = checkpoint.latest(run) if config.resume else None
+    folder = checkpoint.latest(run)
     if config.resume and folder is None:
         raise ValueError(f"--resume: no whole checkpoint in {run}")
+    if folder and not config.resume:
+        raise ValueError(f"{run} already holds a run; go on with --resume, or name another --out")
     saved = checkpoint.load_checkpoint(folder) if folder else None
     if saved:
+        check_same_run(config, saved[1], run)
         # The number of steps was settled when the run began, and schedules depend on it.
         config = dataclasses.replace(config, steps=saved[1]["config"]["steps"])
     elif config.steps <= 0:
@@ -124,8 +155,6 @@ def train(
             print(
                 f"{config.minutes:g} minutes here are {config.steps} steps (--steps {config.steps})"
             )
-    elif checkpoint.latest(run) is not None:
-        raise ValueError(f"{run} already holds a run; go on with --resume, or name another --out")
     manual_seed(config.seed)
     loop = _Loop(config, make(config), run, quiet)
     if saved and folder:
@@ -146,6 +175,7 @@ class _Loop:
         state: dict[str, Any] = {
             "task": self.task.name,
             "step": self.step,
+            "loss": self.loss,
             "best": self.best,
             "config": dataclasses.asdict(self.config),
             "generator": default_generator().state_dict(),
@@ -163,13 +193,32 @@ class _Loop:
     def restore(self, arrays: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
         if state["task"] != self.task.name:
             raise ValueError(f"--resume: {folder} holds a {state['task']}, not a {self.task.name}")
+        if state["extra"] != self.task.extra:
+            raise ValueError(f"--resume: the data is not what {self.run} was trained on")
+        if state["kernels"] != list(dispatch.active()) and not self.quiet:
+            was, now = ("/".join(map(str, k)) for k in (state["kernels"], dispatch.active()))
+            print(f"saved with the kernels {was}, now {now}: close, but not bit for bit")
         self.task.model.load_state_dict(arrays["model"])
         for name, optimizer in self.task.optimizers.items():
             moments = arrays[f"optimizer-{name}"]
             optimizer.load_state_dict(state["optimizers"][name] | {"moments": moments})
         self.task.batches.load_state_dict(state["batches"])
         default_generator().load_state_dict(state["generator"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.loss = state["step"], state["best"], state["loss"]
+        mark = checkpoint.best_mark(self.run)
+        if self.best < (mark[1] if mark else math.inf):  # stopped before it could be marked
+            checkpoint.mark_best(self.run, folder, self.best)
+        self._forget_later_metrics()
+
+    def _forget_later_metrics(self) -> None:
+        """Drops the records of steps that were done after the checkpoint and now come again."""
+        path = self.run / "metrics.jsonl"
+        kept = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with suppress(ValueError):  # a last line that was cut off
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line + "\n")
+        path.write_text("".join(kept))
 
     # ---- the loop ----
 
@@ -185,9 +234,11 @@ class _Loop:
                 rate = self.task.units / (time.perf_counter() - begin)
                 self.step += 1
                 if not math.isfinite(self.loss):
+                    kept = checkpoint.latest(self.run)
                     raise FloatingPointError(
                         f"the loss became {self.loss} at step {self.step}; lower --lr "
-                        f"(now {self.config.lr}); the last checkpoint is in {self.run}"
+                        f"(now {self.config.lr}); "
+                        + (f"the last checkpoint is {kept}" if kept else "no checkpoint yet")
                     )
                 bar.update(1)
                 bar.set_postfix_str(f"loss {self.loss:.3f}, {rate:,.0f} {self.task.unit}/s")

@@ -1,0 +1,87 @@
+"""A training step at steady state: no growth, nothing asked of the system, no fresh pages."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+from collections.abc import Callable
+
+import pytest
+import tiny
+
+import minigrad as mg
+from minigrad import memory
+
+WARM_STEPS, N_STEPS = 100, 1000
+# A step that asked the system for even one page would have 1,000 faults; Python's own small
+# objects take a few.
+MAX_FAULTS = 100
+
+
+@pytest.fixture
+def step() -> Callable[[], None]:
+    """A step of a tiny GPT with dropout and clipping, warmed up."""
+    task = tiny.make(tiny.GPT)
+    t = 0
+
+    def run() -> None:
+        nonlocal t
+        task.step(t)
+        t += 1
+
+    for _ in range(WARM_STEPS):
+        run()
+    return run
+
+
+def test_a_thousand_steps_take_no_memory(step: Callable[[], None]) -> None:
+    gc.collect()
+    before = mg.memory_statistics()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(N_STEPS):
+        step()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    after = mg.memory_statistics()
+    assert after["system_allocations"] == before["system_allocations"]
+    assert after["live_bytes"] == before["live_bytes"]
+    assert after["cached_bytes"] == before["cached_bytes"]
+    assert after["peak_bytes"] == before["peak_bytes"]
+    if sys.platform == "linux":
+        assert faults <= MAX_FAULTS
+
+
+def test_nothing_waits_for_the_collector(step: Callable[[], None]) -> None:
+    """Buffers come back by counting references alone: no step leaves a cycle behind."""
+    gc.collect()
+    gc.disable()
+    try:
+        live = mg.memory_statistics()["live_bytes"]
+        for _ in range(20):
+            step()
+        assert mg.memory_statistics()["live_bytes"] == live
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_the_statistics_count_what_is_there() -> None:
+    mg.empty_cache()
+    before = mg.memory_statistics()
+    assert before["cached_bytes"] == 0
+    memory.reset_peak_memory()
+    x = mg.zeros((1000, 1000))
+    held = mg.memory_statistics()
+    assert 4_000_000 <= held["live_bytes"] - before["live_bytes"] < 5_000_000
+    assert held["peak_bytes"] == held["live_bytes"]
+    assert held["system_allocations"] == before["system_allocations"] + 1
+    del x
+    freed = mg.memory_statistics()
+    assert freed["live_bytes"] == before["live_bytes"]
+    assert freed["cached_bytes"] == held["live_bytes"] - before["live_bytes"]
+    assert freed["peak_bytes"] == held["peak_bytes"]
+    again = mg.zeros((1000, 999))  # a buffer of the same class is used again
+    assert mg.memory_statistics()["system_allocations"] == held["system_allocations"]
+    del again
+    mg.empty_cache()
+    assert mg.memory_statistics()["cached_bytes"] == 0
