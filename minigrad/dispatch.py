@@ -177,9 +177,9 @@ def _gpu_module(stem: str) -> ModuleType | None:
 
 def lookup(table: str, name: str) -> Any:
     """The entry `name` of the dictionaries called `table` that op files carry, or None."""
-    from minigrad import ops, optim
+    from minigrad import limits, ops, optim
 
-    for module in (*ops.MODULES, optim):
+    for module in (*ops.MODULES, optim, limits):
         entries = getattr(module, table, None)
         if entries and name in entries:
             return entries[name]

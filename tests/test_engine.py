@@ -333,6 +333,26 @@ def test_import_brings_in_nothing_heavy() -> None:
     assert run_python(code).strip() == "[]"
 
 
+def test_without_native_kernels_the_references_run() -> None:
+    """No compiler and no wheel: importing works, says so once, and a GPT trains."""
+    code = (
+        "import sys, warnings\n"
+        "sys.modules['minigrad._core'] = None\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import minigrad as mg\n"
+        "from minigrad.models import GPT, GPTConfig\n"
+        "model = GPT(GPTConfig(vocab_size=5, seq_len=4, n_layers=1, n_heads=1, dim=4))\n"
+        "optimizer = mg.optim.AdamW(model.parameters())\n"
+        "with mg.profile() as p:\n"
+        "    model.loss(mg.tensor([[1, 2]]), mg.tensor([[2, 3]])).backward()\n"
+        "    optimizer.step()\n"
+        "assert 'attention_bwd' in p.table()\n"
+        "print(mg.levels(), len([w for w in said if 'C++ compiler' in str(w.message)]))\n"
+    )
+    assert run_python(code).strip() == "[] 1"
+
+
 def test_forced_level_that_cannot_run() -> None:
     code = """
 try:

@@ -32,20 +32,42 @@ def _random_bits_ref(out: np.ndarray, rng: np.ndarray) -> None:
     out[...] = philox_words(int(rng[0]), int(rng[1]), out.size).reshape(out.shape)
 
 
+def _unit(words: np.ndarray) -> np.ndarray:
+    """53 random bits in [0, 1) from two words each: (n, 2) → (n,) float64."""
+    wide = words.astype(np.uint64)
+    bits = (wide[:, 0] << np.uint64(21)) ^ (wide[:, 1] >> np.uint64(11))
+    return bits.astype(np.float64) * 2**-53
+
+
+def _draw(rng: np.ndarray, n: int, per: int) -> np.ndarray:
+    """`per` words for each of n elements, (n, per)."""
+    return philox_words(int(rng[0]), int(rng[1]), n * per).reshape(n, per)
+
+
 def _uniform_ref(out: np.ndarray, rng: np.ndarray) -> None:
     if out.dtype == np.float32:
-        words = philox_words(int(rng[0]), int(rng[1]), out.size).reshape(out.shape)
-        out[...] = (words >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
-        return
-    words = philox_words(int(rng[0]), int(rng[1]), 2 * out.size).astype(np.uint64)
-    wide = (words[0::2] << np.uint64(21)) ^ (words[1::2] >> np.uint64(11))
-    out[...] = (wide.astype(np.float64) * 2**-53).reshape(out.shape)
+        values = (_draw(rng, out.size, 1)[:, 0] >> np.uint32(8)) * 2.0**-24
+    else:
+        values = _unit(_draw(rng, out.size, 2))
+    out[...] = values.reshape(out.shape)
+
+
+def _normal_ref(out: np.ndarray, rng: np.ndarray) -> None:
+    """Box and Muller (1958), the cosine branch."""
+    if out.dtype == np.float32:
+        first, second = (_draw(rng, out.size, 2) >> np.uint32(8)).T * 2.0**-24
+    else:
+        words = _draw(rng, out.size, 4)
+        first, second = _unit(words[:, :2]), _unit(words[:, 2:])
+    values = np.sqrt(-2 * np.log(1 - first)) * np.cos((second - 0.5) * 2 * np.pi)
+    out[...] = values.reshape(out.shape)
 
 
 REFERENCE = {
     "dropout": _dropout_ref,
     "random_bits": _random_bits_ref,
     "random_uniform": _uniform_ref,
+    "random_normal": _normal_ref,
 }
 COST = {
     "dropout": lambda x, out, p, rng: Cost(nbytes(x, out), x.size),
