@@ -41,6 +41,7 @@ struct Array {
     }
 
     bool contiguous() const {
+        if (size() == 0) return true;
         int64_t expected = 1;
         for (int i = ndim - 1; i >= 0; i--) {
             if (shape[i] != 1 && strides[i] != expected) return false;
