@@ -121,10 +121,7 @@ def test_cached_is_uncached(cuts: list[int], level: str) -> None:
         whole = model(x).numpy()
         caches = [mg.nn.KVCache() for _ in model.blocks]
         edges = np.cumsum([0, *cuts])
-        parts = [
-            model(x[:, int(a) : int(b)], caches).numpy()
-            for a, b in itertools.pairwise(edges)
-        ]
+        parts = [model(x[:, int(a) : int(b)], caches).numpy() for a, b in itertools.pairwise(edges)]
     error = np.abs(np.concatenate(parts, 1) - whole).max()
     assert error <= CACHED * max(1.0, float(np.abs(whole).max()))
     with pytest.raises(ValueError, match="GPT: 25 tokens do not fit the context of 24"):
