@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from minigrad import dispatch
+from minigrad.bench.jobs import parse_shape
 from minigrad.limits import measure_limits
 from minigrad.threads import num_threads
 
@@ -63,7 +64,7 @@ class Worker:
 def job_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.subject == "step":
         return {"kind": "step", "size": args.size}
-    shape = [int(n) for n in args.shape.split(",")] if args.shape else None
+    shape = parse_shape(args.name, args.shape)
     return {"kind": args.name, "shape": shape, "backward": args.what == "fwd+bwd"}
 
 

@@ -23,13 +23,15 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
 }
 
 
-def shape_of(job: dict[str, Any]) -> list[int]:
-    standard = SHAPES[job["kind"]][0]
-    shape = list(job["shape"] or standard)
-    wanted = len(standard)
-    if len(shape) != wanted:
-        raise ValueError(f"--shape for {job['kind']}: expected {wanted} numbers, got {shape}")
-    return shape
+def parse_shape(kind: str, text: str | None) -> list[int]:
+    """The numbers of the command line's --shape; each kernel has a default."""
+    standard = SHAPES[kind][0]
+    parts = text.split(",") if text else [str(n) for n in standard]
+    if len(parts) != len(standard) or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise ValueError(
+            f"--shape for {kind}: expected {len(standard)} numbers above 0, got {text}"
+        )
+    return [int(p) for p in parts]
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import autograd, ops, optim
-from minigrad.bench.jobs import normal, serve, shape_of
+from minigrad.bench.jobs import normal, serve
 from minigrad.models import GPT, GPTConfig
 from minigrad.profile import profile
 from minigrad.tensor import Tensor
@@ -53,7 +53,7 @@ def _with_backward(forward: Callable[..., Tensor], *arrays: np.ndarray, backward
 
 
 def kernel(job: dict[str, Any]) -> Run:
-    kind, shape, backward = job["kind"], shape_of(job), job["backward"]
+    kind, shape, backward = job["kind"], job["shape"], job["backward"]
     if kind == "attention":
         qkv = [normal(i, *shape) for i in range(3)]
         return _with_backward(
@@ -86,7 +86,7 @@ def main(job: dict[str, Any]) -> None:
     with profile() as p:
         run()
     rows = p.rows.values()
-    name = f"{job['kind']} {job.get('size') or shape_of(job)}"
+    name = f"{job['kind']} {job.get('size') or job['shape']}"
     serve(name, run, sum(r.operations for r in rows), sum(r.bytes for r in rows))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minigrad.bench.jobs import normal, serve, shape_of
+from minigrad.bench.jobs import normal, serve
 from minigrad.train.config import SIZES
 
 Run = Callable[[], Any]
@@ -91,7 +91,7 @@ def _with_backward(forward: Callable[..., Any], *arrays: np.ndarray, backward: b
 
 
 def kernel(job: dict[str, Any]) -> Run:
-    kind, shape, backward = job["kind"], shape_of(job), job["backward"]
+    kind, shape, backward = job["kind"], job["shape"], job["backward"]
     if kind == "attention":
         qkv = [normal(i, *shape) for i in range(3)]
         return _with_backward(

@@ -133,10 +133,10 @@ def train(
     config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool
 ) -> Result:
     """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`."""
-    check_config(config)
     folder = checkpoint.latest(run)
     if config.resume and folder is None:
         raise ValueError(f"--resume: no whole checkpoint in {run}")
+    check_config(config)
     if folder and not config.resume:
         raise ValueError(f"{run} already holds a run; go on with --resume, or name another --out")
     saved = checkpoint.load_checkpoint(folder) if folder else None
