@@ -30,7 +30,8 @@ FLAGS = [
     "-Wextra",
     "-Wno-psabi",
     "-Wno-ignored-attributes",
-    "-Wno-maybe-uninitialized",  # raised inside GCC's own AVX-512 headers
+    "-Wno-maybe-uninitialized",  # these two are raised inside GCC's own AVX-512 headers
+    "-Wno-uninitialized",
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]

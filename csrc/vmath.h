@@ -284,15 +284,17 @@ MG_INLINE V gelu_tanh_grad(V x) {
 
 // ---- sine and cosine ----
 
-// For |x| up to 256 by reduction to [-π/4, π/4] with π/2 in three parts; beyond, lane by lane in
-// double.
+// For |x| up to 256 by reduction to [-π/4, π/4]; beyond, lane by lane in double. π/2 is in four
+// parts, the first three so short that n times them is exact: near a zero of the function nothing
+// but their difference from x is left.
 constexpr float kTrigonometricRange = 256.0f;
 
 MG_INLINE vf sine_or_cosine(vf x, int quarter) {
     vf n = round(x * broadcast(0.636619772f));
     vf r = fma(n, broadcast(-1.5703125f), x);
     r = fma(n, broadcast(-4.837512969970703125e-4f), r);
-    r = fma(n, broadcast(-7.54978995489188216e-8f), r);
+    r = fma(n, broadcast(-7.549533620476723e-8f), r);
+    r = fma(n, broadcast(-2.5633440682570896e-12f), r);
     vi turn = to_int(n) + quarter;
     vf z = r * r;
     constexpr float s[] = {-1.6666654611e-1f, 8.3321608736e-3f, -1.9515295891e-4f};

@@ -82,6 +82,7 @@ def samples() -> Array:
     rng = np.random.default_rng(1)
     whole = np.concatenate([np.arange(-70, 70), 2.0 ** np.arange(6, 25)[:, None].ravel()])
     near_whole = np.concatenate([whole + step for step in (-1, -0.5, 0, 0.5, 1)])
+    zeros = np.float32(np.arange(1, 170) * (np.pi / 2))  # of sine and cosine, nearly
     return np.concatenate(
         [
             every_binade(),
@@ -89,6 +90,7 @@ def samples() -> Array:
             rng.uniform(-4, 4, 40000),
             rng.uniform(-(2.0**23), 2.0**23, 4000).round(1),
             near_whole,
+            *(zeros + np.float32(step) * np.spacing(zeros) for step in range(-2, 3)),
             [0.0, -0.0, np.inf, -np.inf, np.nan],
         ],
     ).astype(np.float32)
