@@ -122,9 +122,7 @@ def _triton(launch: gpu.TritonLaunch, architecture: int) -> Program:
     signature: dict[str, str] = {}
     constants: dict[Any, Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
-    for i, (name, value) in enumerate(
-        zip(launch.kernel.arg_names, launch.arguments, strict=False)
-    ):
+    for i, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
         signature[name] = type_of(value)
         if signature[name] == "constexpr":
             constants[name] = value
@@ -147,9 +145,7 @@ def _triton(launch: gpu.TritonLaunch, architecture: int) -> Program:
     threads = re.search(r"\.reqntid (\d+)", text)
     assert threads is not None
     meta = built.metadata
-    return Program(
-        text, meta.name, (int(threads[1]), 1, 1), meta.shared, meta.global_scratch_size
-    )
+    return Program(text, meta.name, (int(threads[1]), 1, 1), meta.shared, meta.global_scratch_size)
 
 
 def type_of(value: Any) -> str:
@@ -177,12 +173,18 @@ def passed(launch: gpu.TritonLaunch | CudaStart) -> list[Any]:
     return found
 
 
-def parameters(launch: gpu.TritonLaunch | CudaStart, compiled: Program, grid: tuple[int, ...]) -> list[Any]:
+def parameters(
+    launch: gpu.TritonLaunch | CudaStart, compiled: Program, grid: tuple[int, ...]
+) -> list[Any]:
     """All arguments in the order of the compiled kernel's parameters."""
     found = passed(launch)
     if compiled.scratch_bytes is not None:
         blocks = int(np.prod(grid))
-        scratch = aligned(np.zeros(compiled.scratch_bytes * blocks, np.uint8)) if compiled.scratch_bytes else None
+        scratch = (
+            aligned(np.zeros(compiled.scratch_bytes * blocks, np.uint8))
+            if compiled.scratch_bytes
+            else None
+        )
         found += [scratch, None]
     return found
 

@@ -38,9 +38,7 @@ def matmul(
 
 
 @triton.jit
-def matmul_int8(
-    a_ptr, b_ptr, c_ptr, m, n, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr
-):
+def matmul_int8(a_ptr, b_ptr, c_ptr, m, n, k, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
     """int8 (m, k) times int8 (n, k) transposed, summed in int32; sizes are whole tiles."""
     row = tl.program_id(0) * M + tl.arange(0, M)
     col = tl.program_id(1) * N + tl.arange(0, N)
