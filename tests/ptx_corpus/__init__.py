@@ -82,15 +82,18 @@ class Program:
     scratch_bytes: int | None = None  # Triton's global scratch, a block; None: CUDA has none
 
 
-def program(launch: gpu.TritonLaunch | CudaStart, architecture: int) -> Program:
-    """Compiles what a launch would for compute capability `architecture`."""
+def program(
+    launch: gpu.TritonLaunch | CudaStart, architecture: int, debug: bool = False
+) -> Program:
+    """Compiles what a launch would for compute capability `architecture`; `debug` keeps Triton's
+    assertions."""
     if isinstance(launch, CudaStart):
         source = launch.source if "/" in launch.source else str(FOLDER / launch.source)
         defines = tuple(sorted((k, str(v)) for k, v in launch.defines.items()))
         text = cuda_ptx(source, architecture, defines, launch.options)
         block = tuple(launch.block) + (1,) * (3 - len(launch.block))
         return Program(text, launch.entry, block, launch.shared_bytes)  # type: ignore[arg-type]
-    return _triton(launch, architecture)
+    return _triton(launch, architecture, debug)
 
 
 @cache
@@ -114,7 +117,7 @@ def cuda_ptx(
     return text.decode().rstrip("\0")
 
 
-def _triton(launch: gpu.TritonLaunch, architecture: int) -> Program:
+def _triton(launch: gpu.TritonLaunch, architecture: int, debug: bool) -> Program:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as build
@@ -134,6 +137,7 @@ def _triton(launch: gpu.TritonLaunch, architecture: int) -> Program:
         "num_warps": launch.num_warps,
         "num_stages": launch.num_stages,
         "enable_fp_fusion": True,
+        "debug": debug,
     }
     built = build(
         ASTSource(launch.kernel, signature, constants, attributes),
