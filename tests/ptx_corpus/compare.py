@@ -50,7 +50,7 @@ def check(entry: Entry, run: Run, result: Any) -> None:
             worst = np.unravel_index(np.argmax(np.where(wrong, np.abs(got - want), 0)), got.shape)
             raise AssertionError(
                 f"{label}: {wrong.sum()} of {wrong.size} differ; at {tuple(map(int, worst))} "
-                f"{got[worst]} instead of {want[worst]}, allowed {np.broadcast_to(allowed, got.shape)[worst]}"
+                f"{got[worst]} instead of {want[worst]}, allowed {allowed[*worst[:-1], 0]}"
             )
 
 

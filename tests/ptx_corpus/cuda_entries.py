@@ -8,7 +8,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
 from minigrad.kernels.cu import attention as own_attention
 from minigrad.kernels.cu import layer_norm as own_layer_norm
 from minigrad.kernels.cu import softmax as own_softmax
@@ -312,7 +311,8 @@ def constants(seed: int) -> Run:
 
 
 PRINTED = "".join(
-    f"thread {i} of block: {0.5 * i:.3f} {7 + i:5d}|{-i:<4d}|{1 << (40 + i)} {'abc'[i]} {255 - i:x} %\n"
+    f"thread {i} of block: {0.5 * i:.3f} {7 + i:5d}|{-i:<4d}|{1 << (40 + i)} "
+    f"{'abc'[i]} {255 - i:x} %\n"
     for i in range(3)
 )
 
@@ -420,8 +420,8 @@ def integers_of(a: int, b: int) -> tuple[list[int], list[int]]:
 def conversions(seed: int) -> Run:
     rng = SEEDED(seed)
     edges = [0.0, -0.0, 0.5, 1.5, 2.5, -0.5, -1.5, np.inf, -np.inf, np.nan, 3e9, -3e9, 5e9, 1e19,
-             -1e19, 2e19, 65504.0, 65520.0, 70000.0, 6e-8, 3e-8, 2.98e-8, 1e-40, 3.4e38, 2147483520.0,
-             0.99999997, 1.00390625, 1.01171875, 2**-25, 2**-14 * 0.9999]  # fmt: skip
+             -1e19, 2e19, 65504.0, 65520.0, 70000.0, 6e-8, 3e-8, 2.98e-8, 1e-40, 3.4e38,
+             2147483520.0, 0.99999997, 1.00390625, 1.01171875, 2**-25, 2**-14 * 0.9999]  # fmt: skip
     x = np.concatenate([edges, rng.standard_normal(34) * 10.0 ** rng.integers(-6, 6, 34)])
     n = len(x)
     a = aligned(x.astype(np.float32))

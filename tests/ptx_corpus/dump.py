@@ -78,7 +78,7 @@ def opcodes(text: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in text.splitlines():
         match = INSTRUCTION.match(line)
-        if match and ";" in line or match and match[1] in ("call", "wgmma"):
+        if (match and ";" in line) or (match and match[1] in ("call", "wgmma")):
             found[match[1]] += 1
     return found
 

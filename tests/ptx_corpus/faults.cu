@@ -81,10 +81,10 @@ extern "C" __global__ void uninitialised(const float* x, float* out) {
 extern "C" __global__ void not_waited_for(const float* x, float* out) {
     __shared__ float tile[64];
     tile[threadIdx.x] = 0.0f;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
-                     shared_address(tile + threadIdx.x)),
-                 "l"(x + threadIdx.x)
-                 : "memory");
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(tile + threadIdx.x)),
+        "l"(x + threadIdx.x)
+        : "memory");
     asm volatile("cp.async.commit_group;" ::: "memory");
     out[threadIdx.x] = *static_cast<volatile float*>(tile + threadIdx.x);  // fault
     asm volatile("cp.async.wait_group 0;" ::: "memory");
@@ -95,10 +95,10 @@ extern "C" __global__ void waited_for_too_few(const float* x, float* out) {
     __shared__ float tile[2][64];
     tile[0][threadIdx.x] = tile[1][threadIdx.x] = 0.0f;
     for (int k = 0; k < 2; k++) {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
-                         shared_address(&tile[k][threadIdx.x])),
-                     "l"(x + threadIdx.x)
-                     : "memory");
+        asm volatile(
+            "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(&tile[k][threadIdx.x])),
+            "l"(x + threadIdx.x)
+            : "memory");
         asm volatile("cp.async.commit_group;" ::: "memory");
     }
     asm volatile("cp.async.wait_group 1;" ::: "memory");
@@ -179,7 +179,7 @@ extern "C" __global__ void endless(const float* x, float* out) {
 
 extern "C" __global__ void read_after_write(const float* x, float* out) {
     __shared__ float tile[64];
-    tile[threadIdx.x] = x[threadIdx.x];  // fault
+    tile[threadIdx.x] = x[threadIdx.x];         // fault
     out[threadIdx.x] = tile[63 - threadIdx.x];  // fault
 }
 
@@ -188,7 +188,7 @@ extern "C" __global__ void write_after_read(const float* x, float* out) {
     tile[threadIdx.x] = x[threadIdx.x];
     __syncthreads();
     float v = tile[63 - threadIdx.x];  // fault
-    tile[threadIdx.x] = v;  // fault
+    tile[threadIdx.x] = v;             // fault
     __syncthreads();
     out[threadIdx.x] = tile[threadIdx.x];
 }
@@ -207,7 +207,7 @@ extern "C" __global__ void within_a_warp(const float* x, float* out) {
     __syncthreads();
     if (threadIdx.x < 32) sums[threadIdx.x] += sums[threadIdx.x + 32];
     __syncthreads();
-    if (threadIdx.x == 40) sums[0] = 7.0f;  // fault
+    if (threadIdx.x == 40) sums[0] = 7.0f;   // fault
     if (threadIdx.x == 0) out[0] = sums[0];  // fault
 }
 

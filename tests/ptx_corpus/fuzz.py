@@ -24,9 +24,8 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from ptx_corpus import Program, aligned, entries, parameters, program  # noqa: E402
-
 from minigrad import ptx  # noqa: E402
+from ptx_corpus import Program, aligned, entries, parameters, program  # noqa: E402
 
 LARGEST_TEXT = 60_000  # characters: longer ones spend their time in the parser
 SLOWEST_S = 20.0  # a mutant that takes longer counts as a hang

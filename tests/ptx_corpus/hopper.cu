@@ -10,10 +10,10 @@ __device__ inline void init(unsigned long long* barrier, int arrivals) {
                  : "memory");
 }
 __device__ inline void expect(unsigned long long* barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                     shared_address(barrier)),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(bytes)
+        : "memory");
 }
 __device__ inline void arrive(unsigned long long* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
@@ -99,14 +99,15 @@ __device__ inline void make_map(unsigned char* map, void* built, const __half* x
     __syncwarp();
     unsigned at = shared_address(built);
     if (lane == 0) {
-#define REPLACE32(field, ordinal, value)                                                  \
-    asm volatile("tensormap.replace.tile." field ".shared::cta.b1024.b32 [%0], " ordinal  \
-                 "%1;" ::"r"(at), "r"(value)                                              \
+#define REPLACE32(field, ordinal, value)                                                 \
+    asm volatile("tensormap.replace.tile." field ".shared::cta.b1024.b32 [%0], " ordinal \
+                 "%1;" ::"r"(at),                                                        \
+                 "r"(value)                                                              \
                  : "memory")
-        asm volatile("tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%0], %1;" ::"r"(
-                         at),
-                     "l"(x)
-                     : "memory");
+        asm volatile(
+            "tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%0], %1;" ::"r"(at),
+            "l"(x)
+            : "memory");
         asm volatile("tensormap.replace.tile.rank.shared::cta.b1024.b32 [%0], 1;" ::"r"(at)
                      : "memory");
         REPLACE32("box_dim", "0, ", box_cols);
@@ -115,20 +116,20 @@ __device__ inline void make_map(unsigned char* map, void* built, const __half* x
         REPLACE32("global_dim", "1, ", n_rows);
         REPLACE32("element_stride", "0, ", 1);
         REPLACE32("element_stride", "1, ", 1);
-        asm volatile("tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [%0], 0, %1;" ::"r"(
-                         at),
-                     "l"(static_cast<unsigned long long>(n_cols) * 2)
-                     : "memory");
+        asm volatile(
+            "tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [%0], 0, %1;" ::"r"(at),
+            "l"(static_cast<unsigned long long>(n_cols) * 2)
+            : "memory");
         asm volatile("tensormap.replace.tile.elemtype.shared::cta.b1024.b32 [%0], 6;" ::"r"(at)
                      : "memory");
-        asm volatile("tensormap.replace.tile.interleave_layout.shared::cta.b1024.b32 [%0], 0;" ::"r"(
-                         at)
-                     : "memory");
+        asm volatile(
+            "tensormap.replace.tile.interleave_layout.shared::cta.b1024.b32 [%0], 0;" ::"r"(at)
+            : "memory");
         asm volatile("tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [%0], 0;" ::"r"(at)
                      : "memory");
-#define SWIZZLE(mode)                                                                       \
-    asm volatile("tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [%0], " mode    \
-                 ";" ::"r"(at)                                                              \
+#define SWIZZLE(mode)                                                                    \
+    asm volatile("tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [%0], " mode \
+                 ";" ::"r"(at)                                                           \
                  : "memory")
         if (swizzle == 0) SWIZZLE("0");
         if (swizzle == 1) SWIZZLE("1");
@@ -179,10 +180,11 @@ extern "C" __global__ void __launch_bounds__(32)
     fence_async();
     __syncwarp();
     if (threadIdx.x == 0) {
-        asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::
-                         "l"(maps + 128),
-                     "r"(col), "r"(row), "r"(shared_address(box))
-                     : "memory");
+        asm volatile(
+            "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(
+                maps + 128),
+            "r"(col), "r"(row), "r"(shared_address(box))
+            : "memory");
         asm volatile("cp.async.bulk.commit_group;" ::: "memory");
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
@@ -190,8 +192,7 @@ extern "C" __global__ void __launch_bounds__(32)
 
 // ---- wgmma: m64n64k16, float sums ----
 
-__device__ inline unsigned long long descriptor(const void* at, int leading, int stride,
-                                                int mode) {
+__device__ inline unsigned long long descriptor(const void* at, int leading, int stride, int mode) {
     auto part = [](unsigned long long bytes) { return (bytes & 0x3ffff) >> 4; };
     return part(shared_address(at)) | part(leading) << 16 | part(stride) << 32 |
            static_cast<unsigned long long>(mode) << 62;
@@ -205,9 +206,9 @@ __device__ inline void wgmma(float (&d)[32], unsigned long long a, unsigned long
         "%24,%25,%26,%27,%28,%29,%30,%31}, %32, %33, 1, 1, 1, %34, %35;"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
           "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
-          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]),
-          "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]),
-          "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+          "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+          "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+          "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
         : "l"(a), "l"(b), "n"(kTransA), "n"(kTransB));
 }
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -231,8 +232,8 @@ extern "C" __global__ void __launch_bounds__(128)
     wgmma_tma(const __half* a, const __half* b, float* c, unsigned char* maps, int m, int n,
               int k) {
     extern __shared__ unsigned char dynamic[];
-    auto* tiles = reinterpret_cast<__half*>(
-        (reinterpret_cast<unsigned long long>(dynamic) + 1023) / 1024 * 1024);  // 2 x (a, b)
+    auto* tiles = reinterpret_cast<__half*>((reinterpret_cast<unsigned long long>(dynamic) + 1023) /
+                                            1024 * 1024);  // 2 x (a, b)
     __shared__ alignas(128) unsigned char built[128];
     __shared__ unsigned long long full[2];
     maps += (blockIdx.y * gridDim.x + blockIdx.x) * 256;
@@ -277,7 +278,7 @@ extern "C" __global__ void __launch_bounds__(128)
 // matrices of 8 rows of 16 bytes. K-major: leading = from one core matrix to the next along k,
 // stride = to the next along m or n.
 extern "C" __global__ void __launch_bounds__(128)
-    wgmma_plain(const __half* a, const __half* b, float* c) {  // a, b (64, 16)
+    wgmma_plain(const __half* a, const __half* b, float* c) {      // a, b (64, 16)
     __shared__ alignas(1024) __half A[2][8][8][8], B[8][2][8][8];  // (k / 8, m / 8, m % 8, k % 8)
     for (int e = threadIdx.x; e < 64 * 16; e += 128) {
         int row = e / 16, k = e % 16;

@@ -2,18 +2,28 @@
 __device__ inline unsigned shared_address(const void* p) {
     return static_cast<unsigned>(__cvta_generic_to_shared(p));
 }
-#define INIT(barrier, count) \
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(count) : "memory")
-#define EXPECT(barrier, bytes) \
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes) : "memory")
-#define COPY(to, from, bytes, barrier) \
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(&barrier)) : "memory")
-#define WAIT(barrier, parity)                                                                    \
-    asm volatile("{\n.reg .pred p;\nagain:\n"                                                    \
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}\n" :: \
-                     "r"(shared_address(&barrier)),                                              \
-                 "r"(parity)                                                                     \
+#define INIT(barrier, count)                                                                \
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), \
+                 "r"(count)                                                                 \
                  : "memory")
+#define EXPECT(barrier, bytes)                                                                    \
+    asm volatile(                                                                                 \
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), \
+        "r"(bytes)                                                                                \
+        : "memory")
+#define COPY(to, from, bytes, barrier)                                                       \
+    asm volatile(                                                                            \
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, " \
+        "[%3];" ::"r"(shared_address(to)),                                                   \
+        "l"(from), "r"(bytes), "r"(shared_address(&barrier))                                 \
+        : "memory")
+#define WAIT(barrier, parity)                                                               \
+    asm volatile(                                                                           \
+        "{\n.reg .pred p;\nagain:\n"                                                        \
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}\n" ::"r"( \
+            shared_address(&barrier)),                                                      \
+        "r"(parity)                                                                         \
+        : "memory")
 
 extern "C" __global__ void bulk_not_waited_for(const float* x, float* out) {
     __shared__ alignas(128) float tile[64];

@@ -62,9 +62,9 @@ extern "C" __global__ void mma_tf32(const float* a, const float* b, float* c) { 
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"
         "{%0,%1,%2,%3};"
         : "+f"(D[0]), "+f"(D[1]), "+f"(D[2]), "+f"(D[3])
-        : "r"(tf32(a[row * 8 + k])), "r"(tf32(a[(row + 8) * 8 + k])),
-          "r"(tf32(a[row * 8 + k + 4])), "r"(tf32(a[(row + 8) * 8 + k + 4])),
-          "r"(tf32(b[row * 8 + k])), "r"(tf32(b[row * 8 + k + 4])));
+        : "r"(tf32(a[row * 8 + k])), "r"(tf32(a[(row + 8) * 8 + k])), "r"(tf32(a[row * 8 + k + 4])),
+          "r"(tf32(a[(row + 8) * 8 + k + 4])), "r"(tf32(b[row * 8 + k])),
+          "r"(tf32(b[row * 8 + k + 4])));
     for (int e = 0; e < 4; e++) c[(row + e / 2 * 8) * 8 + k * 2 + e % 2] = D[e];
 }
 
@@ -146,8 +146,8 @@ extern "C" __global__ void __launch_bounds__(128)
               int n_keys, float scale_log2, int causal) {  // (H, T, 64)
     extern __shared__ __half tiles[];
     __half* queries = tiles;
-    __half* keys = queries + kQueries * kRow;     // two tiles
-    __half* values = keys + 2 * kKeys * kRow;     // two tiles
+    __half* keys = queries + kQueries * kRow;  // two tiles
+    __half* values = keys + 2 * kKeys * kRow;  // two tiles
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = blockIdx.x * kQueries;
     q += (blockIdx.y * n_queries + first) * kDim;
     out += (blockIdx.y * n_queries + first) * kDim;
@@ -172,7 +172,8 @@ extern "C" __global__ void __launch_bounds__(128)
         __syncthreads();
         if (tile == 0)
             for (int d = 0; d < kDim / 16; d++)
-                load4<false>(Q[d], queries + (warp * 16 + lane % 16) * kRow + d * 16 + lane / 16 * 8);
+                load4<false>(Q[d],
+                             queries + (warp * 16 + lane % 16) * kRow + d * 16 + lane / 16 * 8);
         const __half* K = keys + tile % 2 * kKeys * kRow;
         const __half* V = values + tile % 2 * kKeys * kRow;
         float s[kKeys / 8][4] = {};
@@ -210,10 +211,9 @@ extern "C" __global__ void __launch_bounds__(128)
                 }
         }
         for (int j = 0; j < kKeys / 16; j++) {
-            unsigned P[4] = {
-                pair_of(s[2 * j][0], s[2 * j][1]), pair_of(s[2 * j][2], s[2 * j][3]),
-                pair_of(s[2 * j + 1][0], s[2 * j + 1][1]),
-                pair_of(s[2 * j + 1][2], s[2 * j + 1][3])};
+            unsigned P[4] = {pair_of(s[2 * j][0], s[2 * j][1]), pair_of(s[2 * j][2], s[2 * j][3]),
+                             pair_of(s[2 * j + 1][0], s[2 * j + 1][1]),
+                             pair_of(s[2 * j + 1][2], s[2 * j + 1][3])};
             for (int d = 0; d < kDim / 16; d++) {
                 unsigned b[4];
                 load4<true>(b, V + (j * 16 + lane % 16) * kRow + d * 16 + lane / 16 * 8);

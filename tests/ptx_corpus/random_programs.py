@@ -73,7 +73,8 @@ BINARY = {
             "upper({a}, {b})", "shifted({a}, {b}, {a} >> 27)", "({a} < {b} ? {a} : {b})",
             "(u32)({a} == {b})", "({a} & ~{b} | {b} >> 3)", "(u32)(unsigned char)({a} + {b})",
             "(u32)(short)({a} ^ {b})", "({a} * {b} + ({a} ^ 5u))"],
-    "i64": ["(i64)((u64){a} + (u64){b})", "(i64)((u64){a} - (u64){b})", "(i64)((u64){a} * (u64){b})",
+    "i64": ["(i64)((u64){a} + (u64){b})", "(i64)((u64){a} - (u64){b})",
+            "(i64)((u64){a} * (u64){b})",
             "({b} == -1 ? 5 : {a} / ({b} | 1))", "({b} == -1 ? 6 : {a} % ({b} | 1))", "{a} & {b}",
             "{a} ^ {b}", "{a} >> ({b} & 63)", "(i64)((u64){a} << ({b} & 63))",
             "(i64)((u64){a} / ((u64){b} | 1))", "(i64)upper64({a}, {b})",
@@ -86,8 +87,8 @@ BINARY = {
 UNARY = {
     "u32": ["~{a}", "ones({a})", "leading({a})", "reversed({a})", "(0u - {a})"],
     "i64": ["~{a}", "(i64)(0ull - (u64){a})", "({a} < 0 ? ~{a} : {a})"],
-    "float": ["-({a})", "fabsf({a})", "sqrtf(fabsf({a}))", "floorf({a})", "truncf({a})", "rintf({a})",
-              "ceilf({a})"],
+    "float": ["-({a})", "fabsf({a})", "sqrtf(fabsf({a}))", "floorf({a})", "truncf({a})",
+              "rintf({a})", "ceilf({a})"],
     "double": ["-({a})", "fabs({a})", "sqrt(fabs({a}))", "floor({a})", "rint({a})"],
 }  # fmt: skip
 CASTS = {

@@ -8,11 +8,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-
-from minigrad.gpu import TritonLaunch
 from minigrad.kernels.tl import attention as own_attention
 from minigrad.kernels.tl import layer_norm as own_layer_norm
 from minigrad.kernels.tl import softmax as own_softmax
+
+from minigrad.gpu import TritonLaunch
 
 from . import Entry, Run, aligned
 from . import triton_attention as attentions
@@ -541,29 +541,46 @@ def own_attention_fwd(dtype: str, dim: int, causal: bool) -> Callable[[int], Run
 FLOAT, HALF, BFLOAT, TF32 = (TOLERANCE[d] for d in ("float32", "float16", "bfloat16", "tf32"))
 ENTRIES = [
     Entry("tl_vector_add", vector_add),
-    *(Entry(f"tl_softmax_{d}", softmax(d, 300), TOLERANCE[d]) for d in ("float32", "float16", "bfloat16")),
-    Entry("tl_layer_norm_fwd_float32", layer_norm_fwd("float32", 600), TOLERANCE["float32"]),
-    Entry("tl_layer_norm_fwd_bfloat16", layer_norm_fwd("bfloat16", 600), TOLERANCE["bfloat16"]),
-    Entry("tl_layer_norm_bwd_float32", layer_norm_bwd("float32"), TOLERANCE["float32"]),
-    Entry("tl_layer_norm_bwd_float16", layer_norm_bwd("float16"), TOLERANCE["float16"]),
-    Entry("tl_column_sums", column_sums, TOLERANCE["float32"]),
-    Entry("tl_cross_entropy_float32", cross_entropy("float32"), TOLERANCE["float32"]),
-    Entry("tl_cross_entropy_bfloat16", cross_entropy("bfloat16"), TOLERANCE["bfloat16"]),
+    *(
+        Entry(f"tl_softmax_{d}", softmax(d, 300), TOLERANCE[d])
+        for d in ("float32", "float16", "bfloat16")
+    ),
+    Entry("tl_layer_norm_fwd_float32", layer_norm_fwd("float32", 600), FLOAT),
+    Entry("tl_layer_norm_fwd_bfloat16", layer_norm_fwd("bfloat16", 600), BFLOAT),
+    Entry("tl_layer_norm_bwd_float32", layer_norm_bwd("float32"), FLOAT),
+    Entry("tl_layer_norm_bwd_float16", layer_norm_bwd("float16"), HALF),
+    Entry("tl_column_sums", column_sums, FLOAT),
+    Entry("tl_cross_entropy_float32", cross_entropy("float32"), FLOAT),
+    Entry("tl_cross_entropy_bfloat16", cross_entropy("bfloat16"), BFLOAT),
     Entry("tl_dropout", dropout, 1e-7),
     Entry("tl_random_words", random_words),
-    Entry("tl_gelu", gelu, TOLERANCE["float32"]),
-    Entry("tl_matmul_float16", matmul("float16", 100, 96, 80), TOLERANCE["float16"]),
-    Entry("tl_matmul_bfloat16", matmul("bfloat16", 128, 64, 128, transposed=True), TOLERANCE["bfloat16"]),
-    Entry("tl_matmul_float16_out32", matmul("float16", 64, 64, 128, out="float32", warps=8), TOLERANCE["float32"]),
-    Entry("tl_matmul_tf32", matmul("float32", 64, 128, 96), TOLERANCE["tf32"]),
+    Entry("tl_gelu", gelu, FLOAT),
+    Entry("tl_matmul_float16", matmul("float16", 100, 96, 80), HALF),
+    Entry("tl_matmul_bfloat16", matmul("bfloat16", 128, 64, 128, transposed=True), BFLOAT),
+    Entry("tl_matmul_float16_out32", matmul("float16", 64, 64, 128, out="float32", warps=8), FLOAT),
+    Entry("tl_matmul_tf32", matmul("float32", 64, 128, 96), TF32),
     Entry("tl_matmul_tf32x3", matmul("float32", 64, 64, 64, "tf32x3"), 1e-5),
-    Entry("tl_matmul_ieee", matmul("float32", 64, 64, 64, "ieee", stages=2), TOLERANCE["float32"]),
-    Entry("tl_matmul_odd", matmul("float16", 65, 35, 33), TOLERANCE["float16"]),
+    Entry("tl_matmul_ieee", matmul("float32", 64, 64, 64, "ieee", stages=2), FLOAT),
+    Entry("tl_matmul_odd", matmul("float16", 65, 35, 33), HALF),
     Entry("tl_matmul_int8", matmul_int8),
-    Entry("tl_matmul_descriptors", matmul_descriptors(products.matmul_descriptors, (2, 2)), TOLERANCE["float16"]),
-    Entry("tl_matmul_descriptors_bfloat16", matmul_descriptors(products.matmul_descriptors, (2, 2), "bfloat16", tile=(64, 64, 32), warps=8), TOLERANCE["bfloat16"]),
-    Entry("tl_matmul_specialised", matmul_descriptors(products.matmul_specialised, (4,), PERSISTENT=False), TOLERANCE["float16"]),
-    Entry("tl_matmul_specialised_persistent", matmul_descriptors(products.matmul_specialised, (2,), PERSISTENT=True), TOLERANCE["float16"]),
+    Entry("tl_matmul_descriptors", matmul_descriptors(products.matmul_descriptors, (2, 2)), HALF),
+    Entry(
+        "tl_matmul_descriptors_bfloat16",
+        matmul_descriptors(
+            products.matmul_descriptors, (2, 2), "bfloat16", tile=(64, 64, 32), warps=8
+        ),
+        BFLOAT,
+    ),
+    Entry(
+        "tl_matmul_specialised",
+        matmul_descriptors(products.matmul_specialised, (4,), PERSISTENT=False),
+        HALF,
+    ),
+    Entry(
+        "tl_matmul_specialised_persistent",
+        matmul_descriptors(products.matmul_specialised, (2,), PERSISTENT=True),
+        HALF,
+    ),
     Entry("tl_attention_fwd_float16", attention_fwd("float16", False), HALF),
     Entry("tl_attention_fwd_float16_causal", attention_fwd("float16", True, dim=128), HALF),
     Entry("tl_attention_fwd_bfloat16", attention_fwd("bfloat16", True), BFLOAT),
@@ -589,7 +606,21 @@ ENTRIES = [
     Entry("tl_convolution", convolution, HALF),
     Entry("tl_adam", adam, FLOAT),
     Entry("tl_embedding_bwd", embedding_bwd, FLOAT),
-    *(Entry(f"own_softmax_{n}_{d}", own_softmax_fwd(d, n), TOLERANCE[d]) for n, d in ((300, "float32"), (1024, "bfloat16"), (9000, "float16"))),
-    *(Entry(f"own_layer_norm_{n}_{d}", own_layer_norm_fwd(d, n), TOLERANCE[d]) for n, d in ((300, "float32"), (1024, "bfloat16"), (9000, "float32"))),
-    *(Entry(f"own_attention_{dim}_{d}" + "_causal" * causal, own_attention_fwd(d, dim, causal), TOLERANCE[d]) for d in ("float32", "float16", "bfloat16") for dim, causal in ((64, False), (40, True), (128, True))),
-]  # fmt: skip
+    *(
+        Entry(f"own_softmax_{n}_{d}", own_softmax_fwd(d, n), TOLERANCE[d])
+        for n, d in ((300, "float32"), (1024, "bfloat16"), (9000, "float16"))
+    ),
+    *(
+        Entry(f"own_layer_norm_{n}_{d}", own_layer_norm_fwd(d, n), TOLERANCE[d])
+        for n, d in ((300, "float32"), (1024, "bfloat16"), (9000, "float32"))
+    ),
+    *(
+        Entry(
+            f"own_attention_{dim}_{d}" + "_causal" * causal,
+            own_attention_fwd(d, dim, causal),
+            TOLERANCE[d],
+        )
+        for d in ("float32", "float16", "bfloat16")
+        for dim, causal in ((64, False), (40, True), (128, True))
+    ),
+]

@@ -73,9 +73,14 @@ extern "C" __global__ void branches(const int* x, int* out, int n) {
     if (i >= n) return;
     int v = x[i], total = 0;
     switch (v % 6) {
-        case 0: total = v * 3; break;
-        case 1: total = v - 7;  // falls through
-        case 2: total += v ^ 0x55; break;
+        case 0:
+            total = v * 3;
+            break;
+        case 1:
+            total = v - 7;  // falls through
+        case 2:
+            total += v ^ 0x55;
+            break;
         case 3:
             for (int a = 0; a < v % 13; a++)
                 for (int b = 0; b < a; b++) {
@@ -86,8 +91,12 @@ extern "C" __global__ void branches(const int* x, int* out, int n) {
                     }
                 }
             break;
-        case 4: total = __popc(v); break;
-        default: total = v << (v & 7); break;
+        case 4:
+            total = __popc(v);
+            break;
+        default:
+            total = v << (v & 7);
+            break;
     }
     out[i] = total;
 }
