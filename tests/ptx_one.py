@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 
 import numpy as np
@@ -17,8 +16,8 @@ _UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 def kernel_text(body: str, outs: tuple[int, ...], ins: tuple[int, ...]) -> str:
     """A kernel that loads %s0, %s1, … from arrays (bits by `ins`; 1 is a predicate, from a byte),
     runs `body`, and stores %d0, %d1, …"""
-    params = [".param .u64 n", *(f".param .u64 d{i}" for i in range(len(outs))),
-              *(f".param .u64 s{i}" for i in range(len(ins)))]  # fmt: skip
+    params = [f".param .u64 d{i}" for i in range(len(outs))]
+    params += [f".param .u64 s{i}" for i in range(len(ins))]
     lines = [".reg .pred %out, %q<8>;", ".reg .b32 %t<4>, %u<8>;", ".reg .b64 %a<4>, %w<8>;",
              ".reg .b16 %h<8>, %byte;"]  # fmt: skip
     for kind, sizes in (("d", outs), ("s", ins)):
@@ -60,9 +59,5 @@ def execute(body: str, outs: tuple[int, ...], *ins: tuple[int, list[int]]) -> li
     results = [np.zeros(lanes, _UNSIGNED[max(8, bits)]) for bits in outs]
     text = kernel_text(body, outs, tuple(bits for bits, _ in ins))
     block = 32 * next(w for w in (8, 4, 2, 1) if lanes // 32 % w == 0)
-    ptx.run(text, "one", lanes // block, block, [None, *results, *given])
+    ptx.run(text, "one", lanes // block, block, [*results, *given])
     return [result[:n].tolist() for result in results]
-
-
-def words(text: str) -> list[str]:
-    return re.split(r"[\s,]+", text.strip())

@@ -94,7 +94,9 @@ class Format:
         units = int(rounded / Fraction(2) ** (exponent - self.mantissa_bits))
         if units < 1 << self.mantissa_bits:
             return sign | units
-        return sign | (exponent + self.bias) << self.mantissa_bits | units - (1 << self.mantissa_bits)
+        return (
+            sign | (exponent + self.bias) << self.mantissa_bits | units - (1 << self.mantissa_bits)
+        )
 
 
 def _exponent(size: Fraction) -> int:

@@ -298,3 +298,47 @@ def test_every_synchronisation_deleted() -> None:
     assert set(flagged.values()) <= {"race", "pending", "uninitialized"}
     # Of those that were not flagged the result did not depend: redundant, and few.
     assert len(flagged) >= len(places) // 2
+
+
+# ---- what the machine does not do ----
+
+REFUSED = {
+    "wmma": (
+        "#include <mma.h>\n#include <cuda_fp16.h>\nusing namespace nvcuda;\n"
+        'extern "C" __global__ void k(const __half* a, float* c) {\n'
+        "    wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> x;\n"
+        "    wmma::fragment<wmma::matrix_b, 16, 16, 16, __half, wmma::col_major> y;\n"
+        "    wmma::fragment<wmma::accumulator, 16, 16, 16, float> z;\n"
+        "    wmma::fill_fragment(z, 0.0f);\n    wmma::load_matrix_sync(x, a, 16);\n"
+        "    wmma::load_matrix_sync(y, a, 16);\n    wmma::mma_sync(z, x, y, z);\n"
+        "    wmma::store_matrix_sync(c, z, 16, wmma::mem_row_major);\n}\n",
+        r"wmma\.load",
+    ),
+    "recursion": (
+        "__device__ __noinline__ int f(int n) { return n < 2 ? n : f(n - 1) + f(n - 2); }\n"
+        'extern "C" __global__ void k(const int* a, int* c) { c[0] = f(a[0]); }\n',
+        r"(?i)recurs",
+    ),
+    "surface": (
+        'extern "C" __global__ void k(const int* a, int* c) {\n    int v;\n'
+        '    asm volatile("suld.b.1d.b32.trap {%0}, [%1, {%2}];" : "=r"(v) : "l"(a), "r"(0));\n'
+        "    c[0] = v;\n}\n",
+        r"suld",
+    ),
+}
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_before_it_runs(name: str, tmp_path: Path) -> None:
+    """An instruction that the machine does not know is named, with its line, and nothing runs."""
+    source, says = REFUSED[name]
+    file = tmp_path / f"{name}.cu"
+    file.write_text(source)
+    text = cuda_ptx(str(file), 80, (), ())
+    a, c = aligned(np.zeros(256, np.float16)), aligned(np.zeros(256, np.float32))
+    with pytest.raises(ptx.PtxError, match=says) as caught:
+        ptx.run(text, "k", (1, 1, 1), (32, 1, 1), [a, c])
+    line = text.splitlines()[caught.value.line - 1]
+    assert re.search(says, line) or name == "recursion"
+    assert caught.value.line > 0

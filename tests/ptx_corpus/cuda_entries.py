@@ -272,6 +272,42 @@ def partial_copies(valid: int) -> Callable[[int], Run]:
     return make
 
 
+def group_sums(seed: int) -> Run:
+    x, out = ints(SEEDED(seed), 0, 100, 64), zeros("int32", 3, 64)
+    lane = np.arange(64)
+    down = x[np.where(lane % 8 < 6, lane + 2, lane)] + 100 * (lane // 8)
+    third = x % 3 == 0
+    rank = [int(third[i // 32 * 32 : i].sum()) for i in lane]
+    size = third.reshape(2, 32).sum(1).repeat(32)
+    want = np.stack([x.reshape(8, 8).sum(1).repeat(8), down, np.where(third, size * 100 + rank, 0)])
+    launch = CudaStart("groups.cu", "group_sums", (1,), (64,), [x, out])
+    return Run(launch, {1: want})
+
+
+def bitonic(seed: int) -> Run:
+    x, out = normal(SEEDED(seed), "float32", 4, 32), zeros("float32", 4, 32)
+    return Run(CudaStart("groups.cu", "bitonic", (2,), (64,), [x, out]), {1: np.sort(x, 1)})
+
+
+def widths(seed: int) -> Run:
+    n = 40
+    x = aligned(SEEDED(seed).integers(0, 256, (n, 32)).astype(np.uint8))
+    out = zeros("uint8", 2 * n * 32 + 2 * n)
+    sums = x.view(np.int8).astype(np.int16).sum(1, dtype=np.int16)
+    want = np.concatenate([x.ravel(), x.ravel(), sums.view(np.uint8)])
+    return Run(CudaStart("groups.cu", "widths", (1,), (64,), [x, out, np.int32(n)]), {1: want})
+
+
+def tiled_product(seed: int) -> Run:
+    rng = SEEDED(seed)
+    m, n, k = 40, 35, 50
+    a, b = normal(rng, "float32", m, k), normal(rng, "float32", k, n)
+    c, total = zeros("float32", m, n), zeros("float64", 1)
+    arguments = [a, b, c, total, np.int32(m), np.int32(n), np.int32(k)]
+    launch = CudaStart("groups.cu", "tiled_product", (3, 3), (16, 16), arguments)
+    return Run(launch, {2: wide(a) @ wide(b)})
+
+
 # ---- the language ----
 
 
@@ -766,9 +802,10 @@ FLOAT, HALF = TOLERANCE["float32"], TOLERANCE["float16"]
 ENTRIES = [
     *(Entry(f"cu_{m.__name__}", m) for m in (shuffles, votes, collatz, branches, block_scan,
       transpose, hand_over, atomics, tickets, histogram, float_max, spin_lock, spin_lock_flag,
-      chained_scan, waits_for_later, local_sort, integers, conversions, exact_floats, asserts)),
+      chained_scan, waits_for_later, local_sort, group_sums, bitonic,
+      widths, integers, conversions, exact_floats, asserts)),
     *(Entry(f"cu_{m.__name__}", m, FLOAT) for m in (block_sums, last_block_sums, ring_sums, calls,
-      constants)),
+      constants, tiled_product)),
     Entry("cu_partial_copies_4", partial_copies(4)),
     Entry("cu_partial_copies_0", partial_copies(0)),
     Entry("cu_prints", prints, prints=PRINTED),

@@ -23,7 +23,7 @@ extern "C" __global__ void write_outside(const float* x, float* out) {
 }
 
 extern "C" __global__ void write_null(const float* x, float* out) {  // out is null
-    out[threadIdx.x] = x[threadIdx.x];  // fault
+    out[threadIdx.x] = x[threadIdx.x];                               // fault
 }
 
 extern "C" __global__ void atomic_outside(const float* x, float* out) {
