@@ -41,10 +41,8 @@ def kernel_text(body: str, outs: tuple[int, ...], ins: tuple[int, ...]) -> str:
         else:
             lines.append(f"st.global.b{size} [%a1], %d{i};")
     code = "\n    ".join([*lines, "ret;"])
-    return (
-        f".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry one({', '.join(params)})\n"
-        f"{{\n    {code}\n}}\n"
-    )
+    head = ".version 9.0\n.target sm_90a\n.address_size 64\n"
+    return f"{head}.visible .entry one({', '.join(params)})\n{{\n    {code}\n}}\n"
 
 
 def execute(body: str, outs: tuple[int, ...], *ins: tuple[int, list[int]]) -> list[list[int]]:

@@ -72,7 +72,7 @@ class Format:
         return Value(FINITE, value.negative) if small else value
 
     def encode(self, value: Value, mode: str = "rn") -> int:
-        """The bits of a value after one rounding: rn (ties to even), rna (ties away), rz, rm, rp."""
+        """The bits of a value, rounded once: rn (ties to even), rna (ties away), rz, rm, rp."""
         sign = value.negative << (self.bits - 1)
         infinity = ((1 << self.exponent_bits) - 1) << self.mantissa_bits
         if value.kind == NAN:

@@ -1,5 +1,5 @@
-"""The PTX machine's instructions, one by one, against exact references: integers by Python's, floats
-by fractions rounded once (`ptx_reference.py`), approximations within the manual's bounds."""
+"""The PTX machine's instructions, one by one, against exact references: integers by Python's,
+floats by fractions rounded once (`ptx_reference.py`), approximations within the manual's bounds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 import ptx_reference as ref
+import pytest
 from ptx_one import execute
 from ptx_reference import FINITE, FORMATS, INFINITE, NAN, Format, Value, signed
 
@@ -102,8 +102,8 @@ def test_integer_binary(name: str, kind: str) -> None:
         pytest.skip("there is no 128-bit result")
     a, b = pairs(integers(bits))
     if name in ("div", "rem"):  # by zero, and the smallest by -1, the manual leaves open
-        keep = [i for i, (x, y) in enumerate(zip(a, b, strict=True))
-                if y and not (kind[0] == "s" and x == 1 << bits - 1 and y == mask(bits))]  # fmt: skip
+        overflow = (1 << bits - 1, mask(bits)) if kind[0] == "s" else None
+        keep = [i for i, both in enumerate(zip(a, b, strict=True)) if both[1] and both != overflow]
         a, b = [a[i] for i in keep], [b[i] for i in keep]
     out = 2 * bits if name == "mul.wide" else bits
     [got] = execute(f"{name}.{kind} %d0, %s0, %s1;", (out,), (bits, a), (bits, b))
@@ -501,6 +501,10 @@ def quietly(function: Callable[[float], float]) -> Callable[[float], float]:
     return call
 
 
+def inverse(x: float) -> float:
+    return math.copysign(math.inf, x) if x == 0 else 1 / x
+
+
 APPROXIMATE: dict[str, tuple[Callable[[float], float], float, float]] = {
     # bound relative to the result, and an absolute one
     "ex2.approx.ftz.f32": (lambda x: 2.0**x if x < 128 else math.inf, 2.0**-22, 2.0**-126),
@@ -508,14 +512,10 @@ APPROXIMATE: dict[str, tuple[Callable[[float], float], float, float]] = {
     "lg2.approx.f32": (
         lambda x: -math.inf if x == 0 else math.inf if x == math.inf else math.log2(x), 0, 2.0**-22
     ),
-    "rcp.approx.ftz.f32": (
-        lambda x: math.copysign(math.inf, x) if x == 0 else 1 / x, 2.0**-23, 2.0**-126
-    ),
-    "rcp.approx.f32": (lambda x: math.copysign(math.inf, x) if x == 0 else 1 / x, 2.0**-23, 2.0**-149),
+    "rcp.approx.ftz.f32": (inverse, 2.0**-23, 2.0**-126),
+    "rcp.approx.f32": (inverse, 2.0**-23, 2.0**-149),
     "sqrt.approx.f32": (lambda x: x if x == 0 else math.sqrt(x), 2.0**-22, 0),
-    "rsqrt.approx.f32": (
-        lambda x: math.copysign(math.inf, x) if x == 0 else 1 / math.sqrt(x), 2.0**-22.4, 0
-    ),
+    "rsqrt.approx.f32": (lambda x: inverse(x if x == 0 else math.sqrt(x)), 2.0**-22.4, 0),
     "tanh.approx.f32": (math.tanh, 2.0**-11, 0),
 }  # fmt: skip
 
@@ -725,13 +725,14 @@ def test_round_to_integral(mode: str) -> None:
 def test_convert_packed(kind: str) -> None:
     f, g = FORMATS[kind], FORMATS["f32"]
     high, low = pairs(floats("f32", 20), 1024)
-    for words, function in (
-        ("rn", lambda v: v), ("rn.relu", lambda v: Value(FINITE) if v.negative and v.kind != NAN else v)
-    ):  # fmt: skip
+    for words in ("rn", "rn.relu"):
         text = f"cvt.{words}.{kind}x2.f32 %d0, %s0, %s1;"
         [got] = execute(text, (32,), (32, high), (32, low))
         for shift, values in ((16, high), (0, low)):
-            want = [f.encode(function(g.decode(x))) for x in values]
+            read = [g.decode(x) for x in values]
+            if words == "rn.relu":
+                read = [Value(FINITE) if v.negative and v.kind != NAN else v for v in read]
+            want = [f.encode(v) for v in read]
             check([r >> shift & mask(16) for r in got], want, values, f=f)
 
 

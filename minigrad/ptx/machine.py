@@ -188,7 +188,7 @@ class Kernel:
         if isinstance(arg, np.generic):
             return arg.tobytes()
         if isinstance(arg, float):
-            kinds = {2: np.float16, 4: np.float32, 8: np.float64}
+            kinds: dict[int, Any] = {2: np.float16, 4: np.float32, 8: np.float64}
             if variable.size in kinds:
                 return kinds[variable.size](arg).tobytes()
         if isinstance(arg, int):

@@ -791,7 +791,7 @@ class _Parser:
         inlined = _INLINED.search(text, found.end())
         if inlined is None:
             self.callers.pop(here, None)
-            chain = (here,)
+            chain: tuple[tuple[int, int, int], ...] = (here,)
         else:
             self.callers[here] = (int(inlined[1]), int(inlined[2]), int(inlined[3]))
             frames = [here]
