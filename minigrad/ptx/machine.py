@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import linecache
 import math
 import os
@@ -49,8 +50,6 @@ class Result:
 
     def to_json(self) -> str:
         """The counters and the output as a JSON object."""
-        import json
-
         return json.dumps(self.counters.to_dict() | {"output": self.output})
 
 
@@ -177,8 +176,6 @@ class Kernel:
         return bytes(packed)
 
     def _bytes(self, i: int, variable: Variable, arg: Any, memory: _Memory) -> bytes:
-        if isinstance(arg, np.ndarray) and arg.ndim + arg.size != 1:
-            return memory.pointer(arg, i).to_bytes(8, "little")
         if arg is None:
             return bytes(8)
         if isinstance(arg, np.ndarray):
