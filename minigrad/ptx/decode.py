@@ -452,7 +452,7 @@ class _Decoder:
     ) -> None:
         """Appends an instruction; what is not given comes from the plan."""
         if items is None:
-            at, count = NONE, 0
+            at, count = 0, 0
         else:
             at, count = len(self.operands), len(items)
             self.operands += items
