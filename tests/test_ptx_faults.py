@@ -74,6 +74,7 @@ CUDA_FAULTS: dict[str, set[str]] = {
     "waited_for_too_few": {"pending"},
     "copies_outside": OUTSIDE,
     "divergent_barrier": {"divergent_barrier"},
+    "half_at_barrier": {"divergent_barrier", "deadlock"},
     "barrier_counts": {"barrier_mismatch"},
     "nobody_arrives": {"deadlock"},
     "crossed_barriers": {"deadlock"},
@@ -85,6 +86,7 @@ CUDA_FAULTS: dict[str, set[str]] = {
     "write_after_write": {"race"},
     "within_a_warp": {"race"},
     "shuffle_absent": {"sync_mask", "deadlock"},
+    "not_in_mask": {"sync_mask"},
     "asserts_false": {"assert"},
     "traps": {"trap"},
     "in_a_function": OUTSIDE,
@@ -304,14 +306,11 @@ def test_every_synchronisation_deleted() -> None:
 
 REFUSED = {
     "wmma": (
-        "#include <mma.h>\n#include <cuda_fp16.h>\nusing namespace nvcuda;\n"
-        'extern "C" __global__ void k(const __half* a, float* c) {\n'
-        "    wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> x;\n"
-        "    wmma::fragment<wmma::matrix_b, 16, 16, 16, __half, wmma::col_major> y;\n"
-        "    wmma::fragment<wmma::accumulator, 16, 16, 16, float> z;\n"
-        "    wmma::fill_fragment(z, 0.0f);\n    wmma::load_matrix_sync(x, a, 16);\n"
-        "    wmma::load_matrix_sync(y, a, 16);\n    wmma::mma_sync(z, x, y, z);\n"
-        "    wmma::store_matrix_sync(c, z, 16, wmma::mem_row_major);\n}\n",
+        'extern "C" __global__ void k(const unsigned* a, int* c) {\n    unsigned r[8];\n'
+        '    asm volatile("wmma.load.c.sync.aligned.row.m16n16k16.global.f16 "\n'
+        '                 "{%0,%1,%2,%3}, [%4];"\n'
+        '                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(a));\n'
+        "    c[threadIdx.x] = r[0] + r[3];\n}\n",
         r"wmma\.load",
     ),
     "recursion": (

@@ -507,11 +507,9 @@ def inverse(x: float) -> float:
 
 APPROXIMATE: dict[str, tuple[Callable[[float], float], float, float]] = {
     # bound relative to the result, and an absolute one
-    "ex2.approx.ftz.f32": (lambda x: 2.0**x if x < 128 else math.inf, 2.0**-22, 2.0**-126),
-    "ex2.approx.f32": (lambda x: 2.0**x if x < 128 else math.inf, 2.0**-22, 2.0**-149),
-    "lg2.approx.f32": (
-        lambda x: -math.inf if x == 0 else math.inf if x == math.inf else math.log2(x), 0, 2.0**-22
-    ),
+    "ex2.approx.ftz.f32": (lambda x: math.inf if x >= 128 else 2.0**x, 2.0**-22, 2.0**-126),
+    "ex2.approx.f32": (lambda x: math.inf if x >= 128 else 2.0**x, 2.0**-22, 2.0**-149),
+    "lg2.approx.f32": (lambda x: math.log2(x) if x else -math.inf, 2.0**-22, 2.0**-22),
     "rcp.approx.ftz.f32": (inverse, 2.0**-23, 2.0**-126),
     "rcp.approx.f32": (inverse, 2.0**-23, 2.0**-149),
     "sqrt.approx.f32": (lambda x: x if x == 0 else math.sqrt(x), 2.0**-22, 0),

@@ -113,7 +113,7 @@ def cuda_ptx(
         *(f"-D{name}={value}" for name, value in defines),
         *options,
     ]
-    text, _ = gpu._nvrtc(path.read_text(), path.name, command)
+    text, _ = gpu._nvrtc(path.read_text(), str(path), command)
     return text.decode().rstrip("\0")
 
 

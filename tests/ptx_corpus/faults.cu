@@ -46,7 +46,7 @@ extern "C" __global__ void misaligned_shared(const float* x, float* out) {
     tile[threadIdx.x + 64] = 0.0f;
     __syncthreads();
     float2 v = *reinterpret_cast<float2*>(tile + (threadIdx.x | 1));  // fault
-    out[threadIdx.x] = v.x;
+    out[threadIdx.x] = v.x + v.y;
 }
 
 extern "C" __global__ void shared_outside(const float* x, float* out) {
@@ -119,11 +119,22 @@ extern "C" __global__ void copies_outside(const float* x, float* out) {
     out[threadIdx.x] = tile[threadIdx.x];
 }
 
+// Lanes of one warp at two barriers. (Where the others had left, it would be allowed.)
 extern "C" __global__ void divergent_barrier(const float* x, float* out) {
-    if (threadIdx.x % 2)
+    if (threadIdx.x % 2) {
         asm volatile("bar.sync 0;" ::: "memory");  // fault
-    else
         out[threadIdx.x] = x[threadIdx.x];
+    } else {
+        out[threadIdx.x] = 0.0f;
+        asm volatile("bar.sync 0;" ::: "memory");  // fault
+    }
+}
+
+// Half of a warp at a barrier, the other half waiting for the warp.
+extern "C" __global__ void half_at_barrier(const float* x, float* out) {
+    if (threadIdx.x % 32 < 16) asm volatile("bar.sync 0;" ::: "memory");  // fault
+    __syncwarp();                                                         // fault
+    out[threadIdx.x] = x[threadIdx.x];
 }
 
 extern "C" __global__ void barrier_counts(const float* x, float* out) {
@@ -179,6 +190,8 @@ extern "C" __global__ void endless(const float* x, float* out) {
 
 extern "C" __global__ void read_after_write(const float* x, float* out) {
     __shared__ float tile[64];
+    tile[threadIdx.x] = 0.0f;
+    __syncthreads();
     tile[threadIdx.x] = x[threadIdx.x];         // fault
     out[threadIdx.x] = tile[63 - threadIdx.x];  // fault
 }
@@ -211,13 +224,18 @@ extern "C" __global__ void within_a_warp(const float* x, float* out) {
     if (threadIdx.x == 0) out[0] = sums[0];  // fault
 }
 
+// Lanes that the mask names are at another instruction, and stay there.
 extern "C" __global__ void shuffle_absent(const float* x, float* out) {
     float v = x[threadIdx.x];
-    if (threadIdx.x % 32 < 16)
-        v = __shfl_sync(0xffffffffu, v, 20);  // fault
-    else
-        v += __shfl_sync(0xffff0000u, v, 3);  // fault
+    if (threadIdx.x % 32 < 16) v = __shfl_sync(0xffffffffu, v, 20);  // fault
+    __syncwarp();                                                    // fault
     out[threadIdx.x] = v;
+}
+
+// A lane that its own mask leaves out.
+extern "C" __global__ void not_in_mask(const float* x, float* out) {
+    unsigned mask = x[threadIdx.x] > -1e9f ? 0x0000ffffu : 0xffffffffu;
+    out[threadIdx.x] = __shfl_sync(mask, x[threadIdx.x], 3);  // fault
 }
 
 extern "C" __global__ void asserts_false(const float* x, float* out) {
