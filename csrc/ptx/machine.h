@@ -193,6 +193,7 @@ struct Copy {
     u32 lane;
     u32 to;  // in shared memory
     u32 bytes;
+    u32 instruction;
     u8 data[16];
 };
 
@@ -202,25 +203,28 @@ struct CopyGroup {
     std::vector<Copy> copies;
 };
 
-// A bulk copy that has been issued and not been carried out.
+// A bulk copy that has been issued and not been carried out: pieces of shared memory, and where each
+// comes from or goes to.
 struct BulkCopy {
-    enum Direction : u8 { TO_SHARED, TO_GLOBAL } direction;
-    u32 shared;  // where its shared bytes start (of a tensor box: in the box's order)
-    u32 bytes;
-    u32 mbarrier;     // TO_SHARED: whose tx it completes
-    Atom reduce;      // TO_GLOBAL: CAS = none
-    Type type;        // of a reduction
-    int warp;
-    int lane;
-    u32 instruction;
-    // Pieces: shared offset, host address (null: zeros), bytes.
     struct Piece {
         u32 shared;
-        u8* host;
         u32 bytes;
+        u8* other;  // null: zeros
     };
     std::vector<Piece> pieces;
-    Clocks clocks;  // of the warp that issued it
+    u32 lane = 0;
+    u32 instruction = 0;
+    u32 mbarrier = 0;  // that is told of `bytes` when a load is done
+    u32 bytes = 0;
+    Atom reduce = Atom::CAS;  // of a store; CAS: none
+    Type type = Type::NO;     // of a reduction
+    Clocks clocks;            // of the warp that issued it
+};
+
+// Bulk stores that a lane has committed together.
+struct BulkGroup {
+    u32 lane;
+    std::vector<BulkCopy> copies;
 };
 
 // Two unordered writes to one place, which are a race unless they write the same.
@@ -253,9 +257,8 @@ struct Warp {
 
     CopyGroup open;  // copies not yet committed
     std::deque<CopyGroup> groups;
-    std::deque<std::vector<BulkCopy>> bulk_groups;
-    std::vector<BulkCopy> bulk_open;
-    u32 reading = 0;  // wgmma in flight
+    std::vector<BulkCopy> bulk_open;  // stores not yet committed
+    std::deque<BulkGroup> bulk_groups;
     std::vector<u8> local;  // [lane][local_bytes]
     std::vector<u8> storage;
     std::vector<u32> pred_storage;
@@ -363,6 +366,8 @@ void barriers_after_exit(Block& b, Warp& w);
 
 // Carries out the bulk copies on their way into shared memory; whether there were any (bulk.cpp).
 bool complete_bulk(Block& b);
+// Those that complete on one mbarrier.
+bool complete_bulk_on(Block& b, u32 mbarrier);
 // At the end of a block: what its bulk copies still have to write.
 void finish_bulk(Block& b);
 

@@ -27,13 +27,14 @@ Form resolve(const Code& c) {
         case Op::CVT: case Op::CVTPACK: return resolve_convert(c);
         case Op::LD: case Op::ST: return resolve_memory(c);
         case Op::ATOM: case Op::RED: return resolve_atomic(c);
-        case Op::CPASYNC: case Op::CPASYNC_COMMIT: case Op::CPASYNC_WAIT: case Op::CPASYNC_MBAR: return resolve_async(c);
+        case Op::CPASYNC: case Op::CPASYNC_COMMIT: case Op::CPASYNC_WAIT: case Op::CPASYNC_MBAR:
+        case Op::MBAR: return resolve_async(c);
         case Op::MMA: case Op::LDMATRIX: case Op::STMATRIX: case Op::MOVMATRIX: return resolve_matrix(c);
         case Op::SHFL: case Op::VOTE: case Op::MATCH: case Op::REDUX: case Op::ELECT: case Op::ACTIVEMASK:
         case Op::VPRINTF: case Op::ASSERTFAIL: return resolve_warp(c);
         case Op::BAR: case Op::BARWARP: return resolve_barrier(c);
         case Op::WGMMA: case Op::WGMMA_FENCE: case Op::WGMMA_COMMIT: case Op::WGMMA_WAIT: return resolve_wgmma(c);
-        case Op::MBAR: case Op::CPBULK: case Op::CPTENSOR: case Op::CPBULK_COMMIT: case Op::CPBULK_WAIT:
+        case Op::CPBULK: case Op::CPTENSOR: case Op::CPBULK_COMMIT: case Op::CPBULK_WAIT:
         case Op::TENSORMAP_REPLACE: case Op::TENSORMAP_CPFENCE: return resolve_bulk(c);
         default: return resolve_control(c);
     }

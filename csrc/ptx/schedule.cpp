@@ -52,10 +52,6 @@ u32 special(const Launch& launch, const Block& b, u32 warp, int lane, Special wh
     }
 }
 
-bool per_block(Special s) {
-    return (s >= Special::CTAID_X && s <= Special::CTAID_Z) || (s >= Special::CLUSTERID_X && s <= Special::CLUSTERID_Z);
-}
-
 void set_constants(const Launch& launch, const Block& b, Warp& w) {
     for (const Constant& c : launch.program->constants) {
         bool two = c.kind == 1 || c.kind == 3;
@@ -128,7 +124,7 @@ void start(Block& b, u64 rank, bool first) {
         u32 left = threads - w.id * 32;
         w.live = left >= 32 ? kFull : (1u << left) - 1;
         w.active = 0;
-        w.carry = w.back_edges = w.lease = w.reading = w.safe = 0;
+        w.carry = w.back_edges = w.lease = w.safe = 0;
         w.ticks = 0;
         w.diverged = w.idle = w.over = false;
         w.polled_events = ~0ull;
