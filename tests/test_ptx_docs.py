@@ -71,8 +71,8 @@ def test_triton_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "BLOCK: tl.constexpr):\n    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)\n"
         "    tl.store(x + i, tl.load(x + i, i < n) * by, i < n)\n"
     )
-    words = [f"{tmp_path / 'scale.py'}:scale", "--grid", "4", "-D", "BLOCK=256", "--json",
-             "--show", "0", "f32[1000]=ones", "i32=1000", "f32=2.5"]  # fmt: skip
+    words = [f"{tmp_path / 'scale.py'}:scale", "f32[1000]=ones", "i32=1000", "f32=2.5"]
+    words += ["--grid", "4", "-D", "BLOCK=256", "--json", "--show", "0"]
     assert main(["ptx", "run", *words]) == 0
     printed = capsys.readouterr().out
     assert '"arguments": {"0": [2.5, 2.5' in printed

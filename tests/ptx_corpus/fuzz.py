@@ -85,7 +85,7 @@ def mutate(text: str, rng: random.Random, pool: list[str]) -> str:
     for _ in range(rng.randint(1, 4)):
         where = body_lines(lines)
         i = rng.choice(where) if rng.random() < 0.9 else rng.randrange(len(lines))
-        kind = rng.randrange(12)
+        kind = rng.randrange(24)
         if kind == 0:
             del lines[i]
         elif kind == 1:
