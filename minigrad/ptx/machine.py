@@ -207,7 +207,8 @@ class Kernel:
         source = decoded.module.source(place)
         message = found["message"]
         if found["kind"] in ("out_of_bounds", "misaligned", "read_only"):
-            message += memory.describe(found["address"])
+            where = memory.describe(found["address"])
+            message = message.split(": ")[0] + where if where else message
         other_line = 0
         other = self._written(found.get("other", -1))
         if other >= 0:

@@ -272,7 +272,7 @@ _TARGET = re.compile(r"\s*+(\w++(?:\s*+,\s*+\w++)*+)")
 _STRING = re.compile(r'\s*+"[^"\n]*+"\s*+;?')
 _HEADER = re.compile(
     r"\s*+(?:\(([^(){}]*+)\)\s*+)?([$%\w]++)\s*+(?:\(([^(){}]*+)\))?\s*+"
-    r"((?:\.\w++(?:[\s,]*+\d++)*+(?:\s*+\"[^\"\n]*+\")?\s*+;?\s*+)*+)([{;])"
+    r"((?:\.\w++(?:[\s,]*+\d++)*+(?:\s*+\"[^\"\n]*+\"\s*+;)?\s*+)*+)([{;])"
 )
 _HEADER_DIRECTIVE = re.compile(r"\.(\w++)((?:[\s,]*+\d++)*+)")
 _DECLARATOR = re.compile(r"\.\w++|[$%\w]++|[<>\[\]]|\S")
@@ -293,6 +293,8 @@ _SPECIAL = re.compile(
 )
 _SYMBOL = re.compile(r"(generic\s*+\(\s*+)?([A-Za-z_$%][$\w]*+)\s*+\)?\s*+(?:\+\s*+(\w++))?")
 _WORD = re.compile(r"\S+")
+_INK = re.compile(r"[^\n]")
+_INLINE = re.compile(r"// (begin|end) inline asm")
 _LINKAGE = ("visible", "extern", "weak", "common")
 _SPACES = ("global", "const", "shared", "local", "param")
 
@@ -350,17 +352,22 @@ class _Parser:
         if "\0" in text:
             text = text[: text.index("\0")]  # NVRTC ends its text as C does
         self.text = _COMMENT.sub(self._blank, text)
+        self.inline = [(m.start(), m[1] == "begin") for m in _INLINE.finditer(text)]
         self.line_starts = [0, *(m.end() for m in re.finditer("\n", self.text))]
         self.result = Module()
         self.places: dict[tuple[tuple[int, int, int], ...], int] = {(): 0}
         self.callers: dict[tuple[int, int, int], tuple[int, int, int]] = {}
+        self.locations: dict[int, int] = {}  # the first .loc of each piece of inline assembly
         self.function = Function("", False, 0)
         self.scope = Scope(None)
 
     @staticmethod
     def _blank(match: re.Match[str]) -> str:
+        """A comment as blanks, so that places in the text stay what they are."""
         found = match[0]
-        return found if found[0] == '"' else "\n" * found.count("\n") or " "
+        if found[0] == '"':
+            return found
+        return " " * len(found) if found[1] == "/" else _INK.sub(" ", found)
 
     def line(self, at: int) -> int:
         return bisect.bisect_right(self.line_starts, at)
@@ -614,7 +621,8 @@ class _Parser:
                     )
                 )
             elif kind == "loc":
-                place = self._place(found["loc"], found.start())
+                if not self._counts_lines_of_assembly(found.start()):
+                    place = self._place(found["loc"], found.start())
             elif kind == "label":
                 name = found["label"]
                 if name in self.scope.labels:
@@ -780,6 +788,15 @@ class _Parser:
         return Address(base, offset, coordinates)
 
     # ---- where the PTX came from ----
+
+    def _counts_lines_of_assembly(self, at: int) -> bool:
+        """Whether a .loc is not the first one within inline assembly: LLVM adds the assembly's own
+        lines to those of the source there."""
+        i = bisect.bisect_right(self.inline, (at, True)) - 1
+        if i < 0 or not self.inline[i][1]:
+            return False
+        first = self.locations.setdefault(i, at)
+        return first != at
 
     def _place(self, text: str, at: int) -> int:
         """The index of a .loc's source position. LLVM gives the position of each call that was
