@@ -201,22 +201,12 @@ def _resolve(name: str) -> Kernel:
     else:
         stem = name.removesuffix("_fwd").removesuffix("_bwd")
         found = getattr(_gpu_module(stem), name, None)
-        if found is None and _device != "cpu":
-            found = _on_the_host(name)
+        reference = lookup("REFERENCE", name)
+        if found is None and reference is not None and _device != "cpu":
+            found = _ByNumpy(reference)
     if found is None:
         raise KernelNotFound(f"{name}: the set {_set!r} has no such kernel; {_where(name)}")
     return found
-
-
-def _on_the_host(name: str) -> Kernel | None:
-    """What does the work of a kernel that a device lacks: the reference, or, where there is none
-    (random numbers), the native kernel."""
-    reference = lookup("REFERENCE", name)
-    if reference is not None:
-        return _ByNumpy(reference)
-    if _level is None:
-        return None
-    return getattr(importlib.import_module(f"minigrad._kernels_{_level}"), name, None)
 
 
 def _gpu_module(stem: str) -> ModuleType | None:

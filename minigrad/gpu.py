@@ -182,11 +182,15 @@ def count() -> Iterator[list[tuple[str, Result]]]:
         _counted = before
 
 
-def emulate(launch: TritonLaunch | CudaLaunch, architecture: int) -> Result:
-    """Compiles a launch for `architecture` (once) and runs its PTX on the arrays. Raises
-    `minigrad.ptx.PtxFault` for what the machine's checks find."""
+def emulate(
+    launch: TritonLaunch | CudaLaunch, architecture: int, seed: int | None = None
+) -> Result:
+    """Compiles a launch for `architecture` (once) and runs its PTX on the arrays, in the order of
+    warps and blocks that `seed` stands for. Raises `minigrad.ptx.PtxFault` for what the machine's
+    checks find."""
     kernel, arguments, block, shared = emulated_arguments(launch, architecture)
-    result = kernel.launch(launch.grid, block, arguments, shared, counts=_counted is not None)
+    counts = _counted is not None
+    result = kernel.launch(launch.grid, block, arguments, shared, seed, counts=counts)
     if _counted is not None:
         _counted.append((kernel.name, result))
     return result

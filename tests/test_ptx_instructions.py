@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import ptx_reference as ref
 import pytest
@@ -902,3 +903,199 @@ def test_compare_and_swap() -> None:
     ptx.run(text, "k", 1, 32, [cells, given, old])
     assert cells.tolist() == [100 + i if i % 2 == 0 else 8 for i in range(32)]
     assert old.tolist() == [7, 8] * 16
+
+
+# ---- matrices: fragments by the manual's layouts, whole numbers, so that sums are exact ----
+
+
+def fragments(lane_of: Callable[[int, int], tuple[int, int]], n: int) -> np.ndarray:
+    """Row and column of element i of each lane: (32, n, 2)."""
+    return np.array([[lane_of(lane, i) for i in range(n)] for lane in range(32)])
+
+
+def packed(matrix: np.ndarray, where: np.ndarray) -> list[list[int]]:
+    """A lane's elements as registers of 32 bits, lowest first: one list a register."""
+    elements = np.ascontiguousarray(matrix[where[..., 0], where[..., 1]])
+    words = elements.view(np.uint8).reshape(32, -1).view(np.uint32)
+    return [words[:, i].tolist() for i in range(words.shape[1])]
+
+
+def a_place(per_word: int) -> Callable[[int, int], tuple[int, int]]:
+    """Of A (16 rows): words of `per_word` neighbours in k; rows 8 further, then k further."""
+
+    def place(lane: int, i: int) -> tuple[int, int]:
+        word, part = divmod(i, per_word)
+        row = lane // 4 + 8 * (word % 2)
+        return row, lane % 4 * per_word + part + 4 * per_word * (word // 2)
+
+    return place
+
+
+def b_place(per_word: int) -> Callable[[int, int], tuple[int, int]]:
+    def place(lane: int, i: int) -> tuple[int, int]:
+        word, part = divmod(i, per_word)
+        return lane % 4 * per_word + part + 4 * per_word * word, lane // 4
+
+    return place
+
+
+def c_place(lane: int, i: int) -> tuple[int, int]:
+    return lane // 4 + 8 * (i // 2), lane % 4 * 2 + i % 2
+
+
+PRODUCTS = {
+    "m16n8k16.row.col.f32.f16.f16.f32": (np.float16, np.float16, np.float32, 16),
+    "m16n8k8.row.col.f32.f16.f16.f32": (np.float16, np.float16, np.float32, 8),
+    "m16n8k16.row.col.f32.bf16.bf16.f32": (ml_dtypes.bfloat16, ml_dtypes.bfloat16, np.float32, 16),
+    "m16n8k8.row.col.f32.tf32.tf32.f32": (np.float32, np.float32, np.float32, 8),
+    "m16n8k16.row.col.f16.f16.f16.f16": (np.float16, np.float16, np.float16, 16),
+    "m16n8k32.row.col.s32.s8.s8.s32": (np.int8, np.int8, np.int32, 32),
+    "m16n8k32.row.col.s32.u8.s8.s32": (np.uint8, np.int8, np.int32, 32),
+    "m16n8k32.row.col.satfinite.s32.s8.s8.s32": (np.int8, np.int8, np.int32, 32),
+}
+
+
+@pytest.mark.parametrize("shape", list(PRODUCTS))
+def test_mma(shape: str) -> None:
+    a_kind, b_kind, c_kind, k = PRODUCTS[shape]
+    rng = np.random.default_rng(0)
+    low = 0 if a_kind is np.uint8 else -8
+    a, b = rng.integers(low, 9, (16, k)).astype(a_kind), rng.integers(-8, 9, (k, 8)).astype(b_kind)
+    c = rng.integers(-100, 100, (16, 8)).astype(c_kind)
+    per_word = 4 // np.dtype(a_kind).itemsize
+    a_words = packed(a, fragments(a_place(per_word), 16 * k // 32))
+    b_words = packed(b, fragments(b_place(per_word), 8 * k // 32))
+    c_words = packed(c, fragments(c_place, 4))
+    groups, at = [], 0
+    for words in (a_words, b_words, c_words):
+        groups.append("{" + ", ".join(f"%s{at + i}" for i in range(len(words))) + "}")
+        at += len(words)
+    n_out = len(c_words)
+    d = "{" + ", ".join(f"%d{i}" for i in range(n_out)) + "}"
+    text = f"mma.sync.aligned.{shape} {d}, {', '.join(groups)};"
+    got = execute(text, (32,) * n_out, *[(32, w) for w in a_words + b_words + c_words])
+    want = (a.astype(np.float64) @ b.astype(np.float64) + c.astype(np.float64)).astype(c_kind)
+    assert got == packed(want, fragments(c_place, 4))
+
+
+def rows_of() -> str:
+    """Text that stores a lane's 16 bytes (%s0 to %s3) in shared memory, at %u0."""
+    return (
+        ".shared .align 16 .b8 rows[512]; mov.u32 %u0, %laneid; shl.b32 %u0, %u0, 4; "
+        "mov.u32 %u1, rows; add.u32 %u0, %u0, %u1; "
+        "st.shared.v4.b32 [%u0], {%s0, %s1, %s2, %s3}; bar.warp.sync -1; "
+    )
+
+
+def test_matrix_copies() -> None:
+    halves = np.arange(32 * 8, dtype=np.uint16).reshape(32, 8)  # a row of a matrix each
+    words = [(32, halves.view(np.uint32)[:, i].tolist()) for i in range(4)]
+    matrices = halves.reshape(4, 8, 8)
+    for name, turned in (("", matrices), (".trans", matrices.transpose(0, 2, 1))):
+        text = f"ldmatrix.sync.aligned.m8n8.x4{name}.shared.b16 {{%d0, %d1, %d2, %d3}}, [%u0];"
+        got = execute(rows_of() + text, (32,) * 4, *words)
+        want = np.ascontiguousarray(turned).view(np.uint32).reshape(4, 32)
+        assert got == want.tolist()
+        text = (
+            f"stmatrix.sync.aligned.m8n8.x4{name}.shared.b16 [%u0], {{%s0, %s1, %s2, %s3}}; "
+            "bar.warp.sync -1; ld.shared.v4.b32 {%d0, %d1, %d2, %d3}, [%u0];"
+        )
+        registers = np.array([w for _, w in words], np.uint32)  # each a matrix, 4 lanes a row
+        stored = registers.view(np.uint16).reshape(4, 8, 8)
+        stored = stored.transpose(0, 2, 1) if name else stored
+        lanes = np.ascontiguousarray(stored).reshape(32, 8).view(np.uint32)
+        got = execute(rows_of() + text, (32,) * 4, *words)
+        assert got == lanes.T.tolist()
+    one = halves[:8].view(np.uint32).reshape(32).tolist()
+    [got1] = execute("movmatrix.sync.aligned.m8n8.trans.b16 %d0, %s0;", (32,), (32, one))
+    turned = np.ascontiguousarray(halves[:8].T).view(np.uint32).reshape(32)
+    assert got1 == turned.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "largest"),
+    [("e4m3", ml_dtypes.float8_e4m3fn, 448), ("e5m2", ml_dtypes.float8_e5m2, 57344)],
+)
+def test_convert_to_8_bits(kind: str, dtype: Any, largest: int) -> None:
+    values = floats("f32", 40)
+    rng = np.random.default_rng(0)
+    near = (rng.standard_normal(400) * np.exp2(rng.integers(-12, 12, 400))).astype(np.float32)
+    values = [*values, *near.view(np.uint32).tolist()]
+    numbers = np.array(values, np.uint32).view(np.float32)
+    want = np.clip(numbers, -largest, largest).astype(dtype).view(np.uint8)
+    text = f"cvt.rn.satfinite.{kind}x2.f32 %d0, %s0, %s1;"
+    [got] = execute(text, (16,), (32, values), (32, values[::-1]))
+    halves = [(g >> 8, g & 255) for g in got]
+    nan = np.isnan(numbers)
+    for i, (high, low) in enumerate(halves):
+        j = len(values) - 1 - i
+        assert high == want[i] or nan[i], (hex(values[i]), high, want[i])
+        assert low == want[j] or nan[j], (hex(values[j]), low, want[j])
+        assert not nan[i] or high & 0x7F == 0x7F, hex(high)
+    every = [a << 8 | b for a in range(256) for b in (a ^ 1, 255 - a)]
+    [got] = execute(f"cvt.rn.f16x2.{kind}x2 %d0, %s0;", (32,), (16, every))
+    for x, g in zip(every, got, strict=True):
+        for shift in (0, 8):
+            byte = np.array([x >> shift & 255], np.uint8).view(dtype).astype(np.float16)
+            result = np.array([g >> 2 * shift & mask(16)], np.uint16).view(np.float16)
+            np.testing.assert_array_equal(result, byte)
+
+
+# ---- blocks and asynchronous copies ----
+
+
+def test_barrier_reductions() -> None:
+    p = [int(i % 3 == 0) for i in range(64)]
+    text = (
+        "bar.red.popc.u32 %d0, 0, %s0; bar.red.and.pred %d1, 0, %s0; bar.red.or.pred %d2, 0, %s0;"
+    )
+    count, every, some = execute(text, (32, 1, 1), (1, p))
+    assert (count, every, some) == ([sum(p)] * 64, [0] * 64, [1] * 64)
+    [count] = execute("bar.red.popc.u32 %d0, 0, !%s0;", (32,), (1, p))
+    assert count == [64 - sum(p)] * 64
+
+
+def test_copies_of_part_of_their_bytes() -> None:
+    """cp.async fills the rest with zeros; %a1 is where the last input lies."""
+    data, sizes = integers(32, 20), [i % 5 for i in range(32)]
+    text = (
+        ".shared .align 16 .b8 cells[128]; mov.u32 %u0, %laneid; shl.b32 %u0, %u0, 2; "
+        "mov.u32 %u1, cells; add.u32 %u0, %u0, %u1; "
+        "cp.async.ca.shared.global [%u0], [%a1], 4, %s0; cp.async.commit_group; "
+        "cp.async.wait_group 0; ld.shared.b32 %d0, [%u0];"
+    )
+    [got] = execute(text, (32,), (32, sizes), (32, data))
+    check(got, [x & mask(8 * n) for x, n in zip(data, sizes, strict=True)], data, sizes)
+
+
+def test_packed_atomics() -> None:
+    cells = np.arange(64, dtype=np.float16)
+    given = (np.arange(64, dtype=np.float16) / 4).copy()
+    before, old = cells.copy(), np.zeros(64, np.float16)
+    ptx.run(atomic_text("add.noftz.f16x2", 32, True), "k", 1, 32, [cells, given, old])
+    np.testing.assert_array_equal(cells, before + given)
+    np.testing.assert_array_equal(old, before)
+
+
+def fns(bits: int, base: int, offset: int) -> int:
+    """The manual's pseudocode (9.7.1.19)."""
+    found, step = 0, 1 if offset > 0 else -1
+    if offset == 0:
+        return base if bits >> base & 1 else mask(32)
+    at = base
+    while 0 <= at < 32:
+        if bits >> at & 1:
+            found += 1
+            if found == abs(offset):
+                return at
+        at += step
+    return mask(32)
+
+
+def test_nth_set_bit() -> None:
+    rng = random.Random(4)
+    bits = [rng.randrange(1 << 32) for _ in range(256)]
+    base, offset = [rng.randrange(32) for _ in bits], [rng.randrange(-6, 7) for _ in bits]
+    [got] = execute("fns.b32 %d0, %s0, %s1, %s2;", (32,), (32, bits), (32, base),
+                    (32, [o & mask(32) for o in offset]))  # fmt: skip
+    check(got, [fns(*x) for x in zip(bits, base, offset, strict=True)], bits, base)

@@ -160,7 +160,7 @@ def _launch(args: argparse.Namespace, values: list[Any]) -> Result:
             _triton_kernel(path, kernel), args.grid, plain, constants, args.warps, args.stages
         )
         with gpu.count():
-            return gpu.emulate(launch, architecture)
+            return gpu.emulate(launch, architecture, args.seed)
     if path.suffix == ".cu":
         start = gpu.CudaLaunch(path.resolve(), kernel, defines, (1, 1, 1), (1, 1, 1))
         text = gpu.cuda_ptx(start, architecture)
