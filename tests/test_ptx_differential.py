@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ptx_corpus import FOLDER, Entry, Run, aligned, cuda_ptx, entries
+from ptx_corpus import FOLDER, Entry, Run, owned, cuda_ptx, entries
 from ptx_corpus.compare import check, outputs, start
 from ptx_corpus.random_programs import source
 
@@ -39,7 +39,7 @@ def inputs(seed: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     special = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.4e38, 0.5, -1.5]
     x[: len(special)] = special
     z[3 : 3 + len(special)] = special
-    return aligned(u), aligned(x), aligned(z)
+    return owned(u), owned(x), owned(z)
 
 
 @needs_nvrtc
@@ -54,7 +54,7 @@ def test_random_functions(seed: int, out_of_line: bool, tmp_path: Path) -> None:
     command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w"]
     subprocess.run([*command, "-shared", "-fPIC", str(file), "-o", str(library)], check=True)
     u, x, z = inputs(seed, n)
-    want, got = np.zeros((count, n), np.uint32), aligned(np.zeros((count, n), np.uint32))
+    want, got = np.zeros((count, n), np.uint32), owned(np.zeros((count, n), np.uint32))
     pointers = [ctypes.c_void_p(a.ctypes.data) for a in (u, x, z, want)]
     ctypes.CDLL(str(library)).run_all(*pointers, n)
     text = cuda_ptx(str(file), 80, (("OUT_OF_LINE", "1"),) if out_of_line else (), ("-fmad=false",))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ptx_corpus import FOLDER, CudaStart, aligned, cuda_ptx, parameters, program
+from ptx_corpus import FOLDER, CudaStart, owned, cuda_ptx, parameters, program
 from ptx_corpus.compare import outputs
 
 from minigrad import gpu, ptx
@@ -102,10 +102,10 @@ HOPPER_FAULTS: dict[str, set[str]] = {
 
 def cuda_start(name: str, file: str, architecture: int, **options: Any) -> Callable[[], Any]:
     text = cuda_ptx(str(FOLDER / file), architecture, (), ())
-    x = aligned(np.random.default_rng(0).standard_normal(64).astype(np.float32))
-    out = aligned(np.zeros(64, np.float32))
+    x = owned(np.random.default_rng(0).standard_normal(64).astype(np.float32))
+    out = owned(np.zeros(64, np.float32))
     if name in ("waits_for_last", "lost_lock"):
-        x = aligned(np.zeros(64, np.int32))
+        x = owned(np.zeros(64, np.int32))
     if name == "write_read_only":
         x.flags.writeable = False
     given = [x, None if name == "write_null" else out]
@@ -162,18 +162,18 @@ def triton_launch(name: str) -> gpu.TritonLaunch:
     from ptx_corpus import triton_faults as kernels
 
     kernel = getattr(kernels, name)
-    x, out = aligned(np.ones(N, np.float32)), aligned(np.zeros(N, np.float32))
+    x, out = owned(np.ones(N, np.float32)), owned(np.zeros(N, np.float32))
     if name in ("waits_for_last", "lost_lock"):
         grid = 100_000 if name == "waits_for_last" else 2
-        out = aligned(np.zeros(grid, np.int32))
-        return gpu.TritonLaunch(kernel, (grid,), [aligned(np.zeros(1, np.int32)), out], {})
+        out = owned(np.zeros(grid, np.int32))
+        return gpu.TritonLaunch(kernel, (grid,), [owned(np.zeros(1, np.int32)), out], {})
     if name == "row_outside":
-        x, out = aligned(np.ones((30, 20), np.float32)), aligned(np.zeros(30, np.float32))
+        x, out = owned(np.ones((30, 20), np.float32)), owned(np.zeros(30, np.float32))
         arguments = [x, out, 30, 20, 20]
         return gpu.TritonLaunch(kernel, (4,), arguments, {"ROWS": 8, "COLS": 32})
     if name == "copies_outside":
-        x, y = (aligned(np.ones((32, 64), np.float16)) for _ in range(2))
-        arguments = [x, y, aligned(np.zeros((32, 32), np.float32)), 64]
+        x, y = (owned(np.ones((32, 64), np.float16)) for _ in range(2))
+        arguments = [x, y, owned(np.zeros((32, 32), np.float32)), 64]
         return gpu.TritonLaunch(kernel, (1,), arguments, {"M": 32, "K": 32}, num_stages=3)
     if name == "endless":
         return gpu.TritonLaunch(kernel, (1,), [x, out], {})
@@ -234,7 +234,7 @@ MISMATCHED = """{ .reg .b32 %planted; .reg .pred %odd;
 mov.u32 %planted, %tid.x; setp.gt.u32 %odd, %planted, 31;
 @%odd bar.sync 0, 128; @!%odd bar.sync 0, 64; }"""
 ABSENT = """{ .reg .b32 %planted; .reg .pred %odd;
-mov.u32 %planted, %tid.x; setp.gt.u32 %odd, %planted, 31; @%odd bar.sync 3, 128; }"""
+mov.u32 %planted, %tid.x; setp.gt.u32 %odd, %planted, 31; bar.sync 0; @%odd bar.sync 3, 128; }"""
 
 
 def replaced(pattern: str, by: str, count: int = 1) -> Callable[[str], str]:
@@ -251,7 +251,7 @@ EDITED: dict[str, tuple[set[str], Callable[[str], str]]] = {
     "shared bounds": (OUTSIDE, lambda text: text),
     "uninitialised": ({"uninitialized"}, replaced(r"(?m)^.*cp\.async\.cg\..*$", "", 0)),
     "not waited for": ({"pending"}, replaced(r"cp\.async\.wait_group\s+\S+", "", 0)),
-    "no barrier": ({"race"}, replaced(r"bar\.sync\s+0;", "", 0)),
+    "no barrier": ({"race", "uninitialized"}, replaced(r"bar\.sync\s+0;", "", 0)),
     "divergent barrier": ({"divergent_barrier"}, replaced(r"bar\.sync\s+0;", DIVERGENT)),
     "barrier mismatch": ({"barrier_mismatch"}, replaced(r"bar\.sync\s+0;", MISMATCHED)),
     "deadlock": ({"deadlock"}, replaced(r"bar\.sync\s+0;", ABSENT)),
@@ -297,7 +297,8 @@ def test_every_synchronisation_deleted() -> None:
                 assert outputs(again) == want, f"{lines[place]} (line {place + 1}) was missed"
         except ptx.PtxFault as fault:
             flagged[place] = fault.kind
-    assert set(flagged.values()) <= {"race", "pending", "uninitialized"}
+    kinds = set(flagged.values())
+    assert {"race", "pending"} <= kinds <= {"race", "pending", "uninitialized"}
     # Of those that were not flagged the result did not depend: redundant, and few.
     assert len(flagged) >= len(places) // 2
 
@@ -335,7 +336,7 @@ def test_refused_before_it_runs(name: str, tmp_path: Path) -> None:
     file = tmp_path / f"{name}.cu"
     file.write_text(source)
     text = cuda_ptx(str(file), 80, (), ())
-    a, c = aligned(np.zeros(256, np.float16)), aligned(np.zeros(256, np.float32))
+    a, c = owned(np.zeros(256, np.float16)), owned(np.zeros(256, np.float32))
     with pytest.raises(ptx.PtxError, match=says) as caught:
         ptx.run(text, "k", (1, 1, 1), (32, 1, 1), [a, c])
     line = text.splitlines()[caught.value.line - 1]

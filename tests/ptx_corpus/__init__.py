@@ -185,7 +185,7 @@ def parameters(
     if compiled.scratch_bytes is not None:
         blocks = int(np.prod(grid))
         scratch = (
-            aligned(np.zeros(compiled.scratch_bytes * blocks, np.uint8))
+            owned(np.zeros(compiled.scratch_bytes * blocks, np.uint8))
             if compiled.scratch_bytes
             else None
         )
@@ -193,13 +193,9 @@ def parameters(
     return found
 
 
-def aligned(array: np.ndarray, at: int = 128) -> np.ndarray:
-    """A copy whose first byte is at a multiple of `at`."""
-    raw = np.empty(array.nbytes + at, np.uint8)
-    start = -raw.ctypes.data % at
-    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+def owned(array: np.ndarray) -> np.ndarray:
+    """A copy that owns its memory, which the machine puts at a multiple of 256 bytes."""
+    return np.array(array, order="C", copy=True)
 
 
 def entries() -> list[Entry]:

@@ -12,14 +12,14 @@ from minigrad.kernels.cu import attention as own_attention
 from minigrad.kernels.cu import layer_norm as own_layer_norm
 from minigrad.kernels.cu import softmax as own_softmax
 
-from . import CudaStart, Entry, Run, aligned
+from . import CudaStart, Entry, Run, owned
 from .references import TOLERANCE, attention_of, normal, normed, softmax_of, wide, zeros
 
 SEEDED = np.random.default_rng
 
 
 def ints(rng: np.random.Generator, low: int, high: int, *shape: int) -> np.ndarray:
-    return aligned(rng.integers(low, high, shape, dtype=np.int64).astype(np.int32))
+    return owned(rng.integers(low, high, shape, dtype=np.int64).astype(np.int32))
 
 
 # ---- lanes, warps, blocks ----
@@ -88,7 +88,7 @@ def votes(seed: int) -> Run:
 
 def collatz(seed: int) -> Run:
     n = 150
-    start = aligned(SEEDED(seed).integers(1, 60000, n).astype(np.uint32))
+    start = owned(SEEDED(seed).integers(1, 60000, n).astype(np.uint32))
     steps, largest = zeros("int32", n), zeros("uint32", n)
     want, tops = [], []
     for value in start:
@@ -207,14 +207,14 @@ def tickets(seed: int) -> Run:
 
 
 def histogram(seed: int) -> Run:
-    x = aligned(SEEDED(seed).integers(0, 256, 3000).astype(np.uint8))
+    x = owned(SEEDED(seed).integers(0, 256, 3000).astype(np.uint8))
     out = zeros("uint32", 64)
     launch = CudaStart("memory.cu", "histogram", (3,), (96,), [x, out, np.int32(3000)])
     return Run(launch, {1: np.bincount(x % 64, minlength=64)})
 
 
 def float_max(seed: int) -> Run:
-    x, out = aligned(np.abs(normal(SEEDED(seed), "float32", 300))), zeros("float32", 1)
+    x, out = owned(np.abs(normal(SEEDED(seed), "float32", 300))), zeros("float32", 1)
     launch = CudaStart("memory.cu", "float_max", (3,), (128,), [x, out, np.int32(300)])
     return Run(launch, {1: x.max(keepdims=True)})
 
@@ -232,7 +232,7 @@ def spin_lock_flag(seed: int) -> Run:
 
 
 def last_block_sums(seed: int) -> Run:
-    x = aligned(np.abs(normal(SEEDED(seed), "float32", 2000)))
+    x = owned(np.abs(normal(SEEDED(seed), "float32", 2000)))
     parts, out, finished = zeros("float32", 4), zeros("float32", 1), zeros("uint32", 1)
     launch = CudaStart(
         "memory.cu", "last_block_sums", (4,), (128,), [x, parts, out, finished, np.int32(2000)]
@@ -243,7 +243,7 @@ def last_block_sums(seed: int) -> Run:
 
 def chained_scan(seed: int) -> Run:
     x, out = ints(SEEDED(seed), 0, 100, 5, 64), zeros("int32", 5, 64)
-    state, following = aligned(np.full(5, -1, np.int32)), zeros("int32", 1)
+    state, following = owned(np.full(5, -1, np.int32)), zeros("int32", 1)
     launch = CudaStart("memory.cu", "chained_scan", (5,), (64,), [x, out, state, following])
     return Run(launch, {1: x.ravel().cumsum().reshape(5, 64)})
 
@@ -291,7 +291,7 @@ def bitonic(seed: int) -> Run:
 
 def widths(seed: int) -> Run:
     n = 40
-    x = aligned(SEEDED(seed).integers(0, 256, (n, 32)).astype(np.uint8))
+    x = owned(SEEDED(seed).integers(0, 256, (n, 32)).astype(np.uint8))
     out = zeros("uint8", 2 * n * 32 + 2 * n)
     sums = x.view(np.int8).astype(np.int16).sum(1, dtype=np.int16)
     want = np.concatenate([x.ravel(), x.ravel(), sums.view(np.uint8)])
@@ -354,7 +354,7 @@ PRINTED = "".join(
 
 
 def prints(seed: int) -> Run:
-    x = aligned(np.arange(3, dtype=np.float32) * 0.5)
+    x = owned(np.arange(3, dtype=np.float32) * 0.5)
     return Run(CudaStart("language.cu", "prints", (1,), (32,), [x, np.int32(3)]), {})
 
 
@@ -460,8 +460,8 @@ def conversions(seed: int) -> Run:
              2147483520.0, 0.99999997, 1.00390625, 1.01171875, 2**-25, 2**-14 * 0.9999]  # fmt: skip
     x = np.concatenate([edges, rng.standard_normal(34) * 10.0 ** rng.integers(-6, 6, 34)])
     n = len(x)
-    a = aligned(x.astype(np.float32))
-    b = aligned(np.concatenate([np.array(edges) * (1 + 2**-30), x[30:] * 1.000000119]))
+    a = owned(x.astype(np.float32))
+    b = owned(np.concatenate([np.array(edges) * (1 + 2**-30), x[30:] * 1.000000119]))
     out, longs = zeros("int32", 12, n), zeros("int64", 3, n)
     floats, doubles = zeros("float32", 11, n), zeros("float64", 4, n)
     wide_a = wide(a)
@@ -554,7 +554,7 @@ def clamped(values: np.ndarray, bits: int, is_signed: bool = True, source: int =
 def exact_floats(seed: int) -> Run:
     rng, n = SEEDED(seed), 64
     x, y, z = (
-        aligned((rng.standard_normal(n) * 10.0 ** rng.integers(-3, 4, n)).astype(np.float32))
+        owned((rng.standard_normal(n) * 10.0 ** rng.integers(-3, 4, n)).astype(np.float32))
         for _ in range(3)
     )
     out, doubles = zeros("float32", 12, n), zeros("float64", 6, n)
@@ -622,7 +622,7 @@ def rounded(values: list[Any], dtype: Any, mode: str = "nearest") -> np.ndarray:
 
 def functions(seed: int) -> Run:
     rng, n = SEEDED(seed), 64
-    x = aligned(rng.uniform(0.01, 4, n).astype(np.float32))
+    x = owned(rng.uniform(0.01, 4, n).astype(np.float32))
     out, doubles = zeros("float32", 18, n), zeros("float64", 4, n)
     a = wide(x)
     from math import erf
@@ -648,7 +648,7 @@ def one_product(
         c = zeros(out, 16, 8)
         if entry == "mma_tf32":  # ten bits of mantissa: the products are exact
             a, b = ((w.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for w in (a, b))
-            a, b = aligned(a), aligned(b)
+            a, b = owned(a), owned(b)
         initial = np.zeros((16, 8))
         initial[:8, 0::2], initial[:8, 1::2] = start[:2]
         initial[8:, 0::2], initial[8:, 1::2] = start[2:]
@@ -660,15 +660,15 @@ def one_product(
 
 def mma_s8_u8(seed: int) -> Run:
     rng = SEEDED(seed)
-    a = aligned(rng.integers(-128, 128, (16, 32)).astype(np.int8))
-    b = aligned(rng.integers(0, 256, (8, 32)).astype(np.uint8))
+    a = owned(rng.integers(-128, 128, (16, 32)).astype(np.int8))
+    b = owned(rng.integers(0, 256, (8, 32)).astype(np.uint8))
     c = zeros("int32", 16, 8)
     want = a.astype(np.int32) @ b.astype(np.int32).T
     return Run(CudaStart("mma.cu", "mma_s8_u8", (1,), (32,), [a, b, c]), {2: want})
 
 
 def matrices(seed: int) -> Run:
-    x = aligned(SEEDED(seed).integers(0, 65536, (32, 8)).astype(np.uint16))
+    x = owned(SEEDED(seed).integers(0, 65536, (32, 8)).astype(np.uint16))
     out = zeros("uint32", 7, 32)
     blocks = x.reshape(4, 8, 8)
     turned = blocks.transpose(0, 2, 1)

@@ -25,7 +25,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 from minigrad import ptx  # noqa: E402
-from ptx_corpus import Program, aligned, entries, parameters, program  # noqa: E402
+from ptx_corpus import Program, entries, owned, parameters, program  # noqa: E402
 
 LARGEST_TEXT = 60_000  # characters: longer ones spend their time in the parser
 SLOWEST_S = 20.0  # a mutant that takes longer counts as a hang
@@ -157,7 +157,7 @@ def attempt(text: str, kernel: str, grid: Any, block: Any, given: list[Any], sha
 
 def fuzz(count: int, seed: int, only: int | None = None) -> Counter[str]:
     ends: Counter[str] = Counter()
-    array = aligned(np.zeros(64, np.float32))
+    array = owned(np.zeros(64, np.float32))
     for number, text in enumerate(MALFORMED):
         print(f"malformed {number}", file=sys.stderr)
         for given in ([], [array], [array, array]):

@@ -14,7 +14,7 @@ from minigrad.kernels.tl import softmax as own_softmax
 
 from minigrad.gpu import TritonLaunch
 
-from . import Entry, Run, aligned
+from . import Entry, Run, owned
 from . import triton_attention as attentions
 from . import triton_matmul as products
 from . import triton_misc as misc
@@ -75,7 +75,7 @@ def layer_norm_bwd(dtype: str) -> Callable[[int], Run]:
         x, dy = normal(rng, dtype, n_rows, n_cols), normal(rng, dtype, n_rows, n_cols)
         w = normal(rng, "float32", n_cols)
         unit, m, r = normed(x, 1e-5)
-        mean, rstd = aligned(m.astype(np.float32)), aligned(r.astype(np.float32))
+        mean, rstd = owned(m.astype(np.float32)), owned(r.astype(np.float32))
         dx = zeros(dtype, n_rows, n_cols)
         dw, db = zeros("float32", groups, n_cols), zeros("float32", groups, n_cols)
         lock = zeros("int32", 2 * groups)
@@ -111,7 +111,7 @@ def cross_entropy(dtype: str) -> Callable[[int], Run]:
         rng = np.random.default_rng(seed)
         n_rows, n_cols = 6, 700
         logits = normal(rng, dtype, n_rows, n_cols, scale=2.0)
-        target = aligned(rng.integers(0, n_cols, n_rows))
+        target = owned(rng.integers(0, n_cols, n_rows))
         target[2] = -100
         loss = zeros("float32", n_rows)
         p, at = softmax_of(logits), np.arange(n_rows)
@@ -203,8 +203,8 @@ def matmul(
 def matmul_int8(seed: int) -> Run:
     rng = np.random.default_rng(seed)
     m, n, k = 128, 64, 96
-    a = aligned(rng.integers(-128, 128, (m, k), np.int8))
-    b = aligned(rng.integers(-128, 128, (n, k), np.int8))
+    a = owned(rng.integers(-128, 128, (m, k), np.int8))
+    b = owned(rng.integers(-128, 128, (n, k), np.int8))
     c = zeros("int32", m, n)
     launch = TritonLaunch(
         products.matmul_int8, (2, 1), [a, b, c, m, n, k], {"M": 64, "N": 64, "K": 32}
@@ -284,9 +284,9 @@ def attention_bwd(
         q, k, v, grad = (normal(rng, dtype, 2, n, dim) for _ in range(4))
         scale = dim**-0.5
         out, sums, p = attention_of(q, k, v, scale, causal)
-        lse = aligned((sums / np.log(2)).astype(np.float32))
+        lse = owned((sums / np.log(2)).astype(np.float32))
         delta = (out * wide(grad)).sum(-1)
-        held = aligned(delta.astype(np.float32))
+        held = owned(delta.astype(np.float32))
         ds = p * (wide(grad) @ wide(v).swapaxes(1, 2) - delta[..., None])
         dq = ds @ wide(k) * scale
         dk = ds.swapaxes(1, 2) @ wide(q) * scale
@@ -331,9 +331,9 @@ def row_dots(seed: int) -> Run:
 def atomics(seed: int) -> Run:
     rng = np.random.default_rng(seed)
     n = 300
-    x, at = normal(rng, "float32", n), aligned(rng.integers(0, 8, n).astype(np.int32))
+    x, at = normal(rng, "float32", n), owned(rng.integers(0, 8, n).astype(np.int32))
     sums, halves, ints = zeros("float32", 8), zeros("float16", 8), zeros("int32", 8)
-    top, low = aligned(np.full(8, -np.inf, np.float32)), aligned(np.full(8, np.inf, np.float32))
+    top, low = owned(np.full(8, -np.inf, np.float32)), owned(np.full(8, np.inf, np.float32))
     bits = zeros("int32", 24)
     bits[:8] = 0xFFFF
     i = np.arange(n)
@@ -361,14 +361,14 @@ def atomics(seed: int) -> Run:
 
 def locked_sum(seed: int) -> Run:
     n = 900
-    x = aligned(np.abs(normal(np.random.default_rng(seed), "float32", n)))
+    x = owned(np.abs(normal(np.random.default_rng(seed), "float32", n)))
     out, lock = zeros("float32", 1), zeros("int32", 1)
     launch = TritonLaunch(misc.locked_sum, (4,), [x, out, lock, n], {"BLOCK": 256})
     return Run(launch, {1: wide(x).sum(keepdims=True), 2: np.array([0])})
 
 
 def histogram(seed: int) -> Run:
-    x = aligned(np.random.default_rng(seed).integers(0, 32, 1024).astype(np.int32))
+    x = owned(np.random.default_rng(seed).integers(0, 32, 1024).astype(np.int32))
     out = zeros("int32", 32)
     launch = TritonLaunch(misc.histogram, (2,), [x, out, 1024], {"BLOCK": 512, "BINS": 32})
     return Run(launch, {1: np.bincount(x, minlength=32)})
@@ -377,7 +377,7 @@ def histogram(seed: int) -> Run:
 def scans(seed: int) -> Run:
     rng = np.random.default_rng(seed)
     x = normal(rng, "float32", 16, 64)
-    y = aligned(rng.uniform(0.8, 1.0, (16, 64)).astype(np.float32))
+    y = owned(rng.uniform(0.8, 1.0, (16, 64)).astype(np.float32))
     out = zeros("float32", 5, 16, 64)
     h, state = np.zeros((16, 64)), np.zeros(16)
     for t in range(64):
@@ -410,7 +410,7 @@ def reductions(seed: int) -> Run:
 def gathers(seed: int) -> Run:
     rng = np.random.default_rng(seed)
     x = normal(rng, "float32", 16, 32)
-    index = aligned(rng.integers(0, 32, (16, 32)).astype(np.int32))
+    index = owned(rng.integers(0, 32, (16, 32)).astype(np.int32))
     out, turned = zeros("float32", 16, 32), zeros("float32", 32, 32)
     launch = TritonLaunch(misc.gathers, (1,), [x, index, out, turned], {"ROWS": 16, "COLS": 32})
     both = np.stack([x.T, -x.T], -1).reshape(32, 32)
@@ -419,7 +419,7 @@ def gathers(seed: int) -> Run:
 
 def functions(seed: int) -> Run:
     n = 300
-    x = aligned(np.random.default_rng(seed).uniform(0.01, 4, n).astype(np.float32))
+    x = owned(np.random.default_rng(seed).uniform(0.01, 4, n).astype(np.float32))
     out, a = zeros("float32", 13, n), wide(x)
     erf = np.array([math.erf(v) for v in a])
     want = [np.exp(a), np.log(a), np.sin(a), np.cos(a), np.sqrt(a), 1 / np.sqrt(a),
@@ -431,8 +431,8 @@ def functions(seed: int) -> Run:
 
 def casts(seed: int) -> Run:
     rng, n = np.random.default_rng(seed), 200
-    x = aligned((rng.standard_normal(n) * 20).astype(np.float32))
-    y = aligned(rng.integers(-50, 50, n))
+    x = owned((rng.standard_normal(n) * 20).astype(np.float32))
+    y = owned(rng.integers(-50, 50, n))
     int8, half, bfloat = zeros("int8", n), zeros("float16", n), zeros("bfloat16", n)
     int64, e5 = zeros("int64", n), zeros("float32", n)
     bf = x.astype(bfloat.dtype).astype(np.float32) + y.astype(np.float32)
@@ -452,7 +452,7 @@ def casts(seed: int) -> Run:
 
 
 def says(seed: int) -> Run:
-    x = aligned(np.arange(32, dtype=np.int32))
+    x = owned(np.arange(32, dtype=np.int32))
     return Run(TritonLaunch(misc.says, (1,), [x], {"BLOCK": 32}, num_warps=1), {})
 
 
@@ -476,7 +476,7 @@ def convolution(seed: int) -> Run:
 def adam(seed: int) -> Run:
     rng, n = np.random.default_rng(seed), 500
     w, g, m = (normal(rng, "float32", n) for _ in range(3))
-    v = aligned(np.abs(normal(rng, "float32", n)))
+    v = owned(np.abs(normal(rng, "float32", n)))
     numbers = [0.1, 0.9, 0.99, 1e-8, 0.5, 0.3]
     rate, beta1, beta2, eps, c1, c2 = (float(np.float32(x)) for x in numbers)
     m1 = beta1 * wide(m) + (1 - beta1) * wide(g)
@@ -488,7 +488,7 @@ def adam(seed: int) -> Run:
 
 def embedding_bwd(seed: int) -> Run:
     rng = np.random.default_rng(seed)
-    index, grad = aligned(rng.integers(0, 10, 50)), normal(rng, "float32", 50, 32)
+    index, grad = owned(rng.integers(0, 10, 50)), normal(rng, "float32", 50, 32)
     out, want = zeros("float32", 10, 32), np.zeros((10, 32))
     np.add.at(want, index, wide(grad))
     launch = TritonLaunch(misc.embedding_bwd, (4,), [index, grad, out, 50], {"D": 32, "ROWS": 16})
