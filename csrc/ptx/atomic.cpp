@@ -70,8 +70,6 @@ template <class L, class U, bool kPair>
 const Code* atomic(Warp& w, const Code* c, u32 mask) {
     using R = std::conditional_t<sizeof(U) == 8, u64, u32>;
     Block& b = *w.block;
-    w.budget -= 64;
-    ++b.polls;
     if (b.racing) acquire_clocks(w, b.atomics);
     alignas(64) u64 at[kLanes];
     Located to;
@@ -81,6 +79,7 @@ const Code* atomic(Warp& w, const Code* c, u32 mask) {
     Atom how = static_cast<Atom>(c->sub);
     bool returns = c->op == Op::ATOM;
     u32 shift = returns && c->n > 1 ? c->n : 0;
+    bool changed = false;
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
         for (int k = 0; k < c->n; ++k) {
@@ -88,10 +87,16 @@ const Code* atomic(Warp& w, const Code* c, u32 mask) {
             U x = U(row<R>(w, operand)[l]);
             U y = how == Atom::CAS ? U(row<R>(w, c->s[2])[l]) : U(0);
             U old = update<L, U, kPair>(to.at[l] + k * sizeof(U), how, x, y);
+            changed = changed || (how == Atom::CAS ? old == x && x != y : how == Atom::EXCH ? old != x : x != 0);
             if (returns) row<R>(w, c->n > 1 ? c->list[k] : c->d[0])[l] = old;
         }
     }
-    ++b.events;
+    if (changed) {
+        ++b.events;
+        ++b.worker->changes;
+    } else {
+        polled(w, 1);
+    }
     if (b.racing) release_clocks(w, b.atomics);
     return c + 1;
 }

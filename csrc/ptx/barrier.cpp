@@ -136,7 +136,17 @@ const Code* bar(Warp& w, const Code* c, u32 mask) {
 
 // All lanes named by the mask meet, wherever they wait.
 const Code* bar_warp(Warp& w, const Code* c, u32 mask) {
-    u32 members = row<u32>(w, c->s[0])[first_lane(mask)];
+    const u32* masks = row<u32>(w, c->s[0]);
+    u32 members = masks[first_lane(mask)], same = 0;
+    for (int l = 0; l < kLanes; ++l) same |= u32(masks[l] == members) << l;
+    if (mask & ~same) {
+        bool complete = true;
+        for (u32 m = mask; m; m &= m - 1) complete = complete && (masks[first_lane(m)] & w.live & ~mask) == 0;
+        if (complete) return c + 1;
+        fork(w, c->index, mask & ~same);
+        ++count_of(w, c->index).delta;
+        mask &= same;
+    }
     u32 need = members & w.live;
     if ((need & ~mask) == 0) return c + 1;
     const Code* code = code_of(*w.block);

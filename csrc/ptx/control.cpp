@@ -10,7 +10,6 @@ namespace {
 
 constexpr u32 kBackEdges = 32;
 constexpr u32 kLease = 64;
-constexpr u32 kPollCost = 64;  // of a turn's budget, for each access that may be polling
 
 const Code* code_of(const Warp& w) { return w.block->launch->program->code.data(); }
 
@@ -22,7 +21,8 @@ void wake_parked(Warp& w) {
     }
 }
 
-// The lanes of `mask` leave for `pc`; what is left of the split stays.
+}  // namespace
+
 void fork(Warp& w, u32 pc, u32 mask) {
     Split s;
     s.pc = pc;
@@ -33,6 +33,8 @@ void fork(Warp& w, u32 pc, u32 mask) {
     w.active &= ~mask;
     w.diverged = true;
 }
+
+namespace {
 
 const Code* label(Warp& w, const Code* c, u32) {
     if (w.budget <= 0) {
@@ -141,8 +143,7 @@ const Code* nothing(Warp&, const Code* c, u32) { return c + 1; }
 
 // Sleeping gives the other warps, and the other lanes, their turn.
 const Code* sleep(Warp& w, const Code* c, u32) {
-    w.budget -= kPollCost * 16;
-    w.block->polls += 16;
+    polled(w, 16);
     return c + 1;
 }
 

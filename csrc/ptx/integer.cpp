@@ -328,8 +328,12 @@ struct Mul24 {
     static u32 f(u32 a, u32 b) { return (a & 0xFFFFFF) * (b & 0xFFFFFF); }
     static i32 f(i32 a, i32 b) { return ((a << 8) >> 8) * ((b << 8) >> 8); }
 };
-struct Mad24 {
-    template <class V> static V f(V a, V b, V c) { return Mul24::f(a, b) + c; }
+struct Mul24Hi {
+    static u32 f(u32 a, u32 b) { return u32((u64(a & 0xFFFFFF) * (b & 0xFFFFFF)) >> 16); }
+    static i32 f(i32 a, i32 b) { return i32((i64((a << 8) >> 8) * ((b << 8) >> 8)) >> 16); }
+};
+template <class F> struct Mad24 {
+    template <class V> static V f(V a, V b, V c) { return F::f(a, b) + c; }
 };
 
 struct Szext {  // bits above the count become copies of the sign (or zero)
@@ -386,8 +390,13 @@ Handler arithmetic(const Code& c) {
         case Op::NEG: return by_integer<Unary, Neg>(t);
         case Op::ABS: return by_integer<Unary, Abs>(t);
         case Op::SAD: return by_integer<Ternary, Sad>(t);
-        case Op::MUL24: return c.has(flag::HI) ? nullptr : t == Type::S32 ? binary<LS32, Mul24> : binary<LU32, Mul24>;
-        case Op::MAD24: return c.has(flag::HI) ? nullptr : t == Type::S32 ? ternary<LS32, Mad24> : ternary<LU32, Mad24>;
+        case Op::MUL24:
+            if (c.has(flag::HI)) return t == Type::S32 ? binary<LS32, Mul24Hi> : binary<LU32, Mul24Hi>;
+            return t == Type::S32 ? binary<LS32, Mul24> : binary<LU32, Mul24>;
+        case Op::MAD24:
+            if (sat) return nullptr;
+            if (c.has(flag::HI)) return t == Type::S32 ? ternary<LS32, Mad24<Mul24Hi>> : ternary<LU32, Mad24<Mul24Hi>>;
+            return t == Type::S32 ? ternary<LS32, Mad24<Mul24>> : ternary<LU32, Mad24<Mul24>>;
         case Op::AND: return by_width<Binary, And>(t);
         case Op::OR: return by_width<Binary, Or>(t);
         case Op::XOR: return by_width<Binary, Xor>(t);

@@ -241,6 +241,7 @@ struct Warp {
     u32 active = 0;  // lanes of the current split
     u32 live = 0;    // lanes that have not exited
     i64 budget = 0;  // warp instructions left in this turn
+    i64 waived = 0;  // taken from it for polling
     bool diverged = false;
     Block* block = nullptr;
     u32 id = 0;
@@ -306,7 +307,6 @@ struct Block {
     u32 live_warps = 0;
     u32 polls = 0;
     u64 steps = 0;
-    bool wants_others = false;
 };
 
 struct Worker {
@@ -318,6 +318,7 @@ struct Worker {
     u64 barriers = 0;
     u64 in_flight_max = 0;
     u64 steps = 0;
+    u64 changes = 0;  // made by atomics and by stores that others may poll for
     bool count_memory = false;
     Random random{0};
     std::vector<std::pair<u64, std::string>> printed;  // by a block's rank
@@ -352,6 +353,8 @@ std::string hex(u64 value);
 // (or others joined them), and the handler must return `next`.
 bool gather_lanes(Warp& w, const Code* c, u32 mask, u32 members, const Code** next);
 
+// The lanes of `mask` leave for `pc`; what is left of the current split stays.
+void fork(Warp& w, u32 pc, u32 mask);
 // Puts the current split aside, to go on at `pc`.
 void suspend(Warp& w, u32 pc, Wait wait, u32 wait_on);
 // The next split that can go on, merged with those at the same place; null if there is none.
@@ -370,6 +373,15 @@ bool complete_bulk(Block& b);
 bool complete_bulk_on(Block& b, u32 mbarrier);
 // At the end of a block: what its bulk copies still have to write.
 void finish_bulk(Block& b);
+
+// Counts accesses that may be polling for what others write. They take from the warp's turn, so that
+// the others get theirs.
+inline void polled(Warp& w, u32 times) {
+    constexpr u32 kCost = 64;
+    w.budget -= times * kCost;
+    w.waived += times * kCost;
+    w.block->polls += times;
+}
 
 inline Count& count_of(const Warp& w, u32 index) { return w.block->worker->counts[index]; }
 

@@ -7,18 +7,14 @@
 namespace ptx {
 namespace {
 
-// Accesses that may be polling for what another warp or block writes: they take from the warp's
-// turn, so that the other gets one.
+// Accesses that other warps and blocks may be ordered by.
 bool synchronizes(const Code* c) {
     Sem sem = static_cast<Sem>(c->aux & 15);
     return sem != Sem::WEAK;
 }
 
 void before_synchronizing(Warp& w) {
-    Block& b = *w.block;
-    w.budget -= 64;
-    ++b.polls;
-    if (b.racing) acquire_clocks(w, b.atomics);
+    if (w.block->racing) acquire_clocks(w, w.block->atomics);
 }
 
 // As many 32-bit lanes as there are bytes: from one structure a lane to one row a member.
@@ -48,7 +44,10 @@ const Code* load(Warp& w, const Code* c, u32 mask) {
     alignas(64) u64 at[kLanes];
     Located from;
     bool sync = synchronizes(c);
-    if (sync) before_synchronizing(w);
+    if (sync) {
+        polled(w, 1);
+        before_synchronizing(w);
+    }
     addresses(w, c, at);
     locate(w, c, mask, at, c->n * u32(sizeof(E)), Access::READ, &from);
     const u32* rows = c->n == 1 ? c->d : c->list;
@@ -128,6 +127,7 @@ const Code* store(Warp& w, const Code* c, u32 mask) {
     }
     if (sync) {
         ++w.block->events;
+        ++w.block->worker->changes;
         if (w.block->racing) release_clocks(w, w.block->atomics);
     }
     return c + 1;

@@ -15,8 +15,9 @@ namespace ptx {
 namespace {
 
 constexpr i64 kTurn = 20000;        // warp instructions, so that polling warps cannot starve others
-constexpr u32 kPollsPerSlice = 4096;  // of a block, before others get a slice
+constexpr u32 kPollsPerSlice = 1024;  // of a block, before others get a slice
 constexpr u32 kIdleRounds = 64;
+constexpr u64 kFruitless = 16;  // slices of each resident block that changed nothing
 
 // ---- setting up ----
 
@@ -210,6 +211,7 @@ void turn(Block& b, Warp& w) {
     const Launch& launch = *b.launch;
     w.budget = launch.seed ? 1 + b.worker->random.below(kTurn / 8) : kTurn;
     i64 before = w.budget;
+    w.waived = 0;
     w.over = false;
     w.idle = false;
     const Code* c = pick(w);
@@ -223,7 +225,7 @@ void turn(Block& b, Warp& w) {
     } catch (Fault& f) {
         stop(b, w, c->index, std::move(f));
     }
-    u64 used = u64(std::max<i64>(1, before - w.budget));
+    u64 used = u64(std::max<i64>(1, before - w.budget - w.waived));
     b.steps += used;
     if (b.steps > launch.limits.steps) {
         u32 pc = w.others.empty() ? 0 : w.others.back().pc;
@@ -305,7 +307,7 @@ struct Shared {
 void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector<Report>& reports) {
     std::deque<std::unique_ptr<Block>> resident;
     std::unique_ptr<Block> spare;
-    u64 next = 0, fruitless = 0;
+    u64 next = 0, fruitless = 0, changes = 0;
     auto admit = [&] {
         std::unique_ptr<Block> b = std::move(spare);
         if (!b) {
@@ -328,10 +330,11 @@ void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector
                 continue;
             }
             ++turn_of;
-            ++fruitless;
+            fruitless = worker.changes == changes ? fruitless + 1 : 0;
+            changes = worker.changes;
             if (next < n_blocks && resident.size() < launch.limits.resident) {
                 admit();
-            } else if (next < n_blocks && fruitless > 1000 * resident.size()) {
+            } else if (next < n_blocks && fruitless > kFruitless * resident.size()) {
                 u32 pc = 0;
                 Warp* w = &b.warps[0];
                 for (Warp& x : b.warps) {
@@ -347,6 +350,9 @@ void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector
             }
         }
     } catch (Stopped& s) {
+        if (s.report.kind == Kind::STEP_LIMIT && next < n_blocks && resident.size() > 1) {
+            s.report.message += "; " + std::to_string(n_blocks - next) + " blocks have not started";
+        }
         reports.push_back(std::move(s.report));
     }
 }

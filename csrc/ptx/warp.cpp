@@ -8,18 +8,41 @@ namespace {
 
 enum class Shuffle : u8 { UP, DOWN, BFLY, IDX };
 
-// Meets the lanes that the member mask in operand `s[k]` names; false: return `*next`.
+// Whether the lanes of the member mask in operand `s[k]` are all here; false: return `*next`.
 bool meet(Warp& w, const Code* c, u32 mask, int k, u32* members, const Code** next) {
     if (c->s[k] == kNone) {
         *members = mask;
         return true;
     }
-    int lane = first_lane(mask);
-    *members = row<u32>(w, c->s[k])[lane];
+    *members = row<u32>(w, c->s[k])[first_lane(mask)];
     if (mask & ~*members) {
         fail(Kind::SYNC_MASK, first_lane(mask & ~*members), *members, "executes with the member mask " + hex(*members) + ", in which the lane is not");
     }
     return gather_lanes(w, c, mask, *members, next);
+}
+
+// Lanes may name different members in one instruction (tiles of a warp): each group runs by its own.
+template <Handler kRun, int kOperand>
+const Code* by_members(Warp& w, const Code* c, u32 mask) {
+    if (c->s[kOperand] == kNone) return kRun(w, c, mask);
+    const u32* members = row<u32>(w, c->s[kOperand]);
+    u32 first = members[first_lane(mask)], same = 0;
+    for (int l = 0; l < kLanes; ++l) same |= u32(members[l] == first) << l;
+    if ((mask & ~same) == 0) return kRun(w, c, mask);
+    bool complete = true;
+    for (u32 m = mask; m; m &= m - 1) complete = complete && (members[first_lane(m)] & w.live & ~mask) == 0;
+    if (!complete) {  // the other groups become splits of their own, and meet whom they wait for
+        fork(w, c->index, mask & ~same);
+        ++count_of(w, c->index).delta;
+        return kRun(w, c, mask & same);
+    }
+    for (u32 left = mask; left;) {
+        u32 group = 0, wanted = members[first_lane(left)];
+        for (u32 m = left; m; m &= m - 1) group |= u32(members[first_lane(m)] == wanted) << first_lane(m);
+        kRun(w, c, group);
+        left &= ~group;
+    }
+    return c + 1;
 }
 
 const Code* shuffle(Warp& w, const Code* c, u32 mask) {
@@ -261,14 +284,14 @@ const Code* assertion(Warp& w, const Code* c, u32 mask) {
 Form resolve_warp(const Code& c) {
     bool wide = bytes_of(c.type) == 8;
     switch (c.op) {
-        case Op::SHFL: return {c.sub < 4 ? shuffle : nullptr, "1P", "111A"};
-        case Op::VOTE: return {c.sub < 4 ? vote : nullptr, c.sub == 3 ? "1-" : "p-", "pA--"};
-        case Op::MATCH: return {wide ? match<u64> : match<u32>, "1P", wide ? "21--" : "11--"};
+        case Op::SHFL: return {c.sub < 4 ? by_members<shuffle, 3> : nullptr, "1P", "111A"};
+        case Op::VOTE: return {c.sub < 4 ? by_members<vote, 1> : nullptr, c.sub == 3 ? "1-" : "p-", "pA--"};
+        case Op::MATCH: return {wide ? by_members<match<u64>, 1> : by_members<match<u32>, 1>, "1P", wide ? "21--" : "11--"};
         case Op::REDUX: {
             bool known = c.sub < 6 && (c.type != Type::F32 || c.sub == 1 || c.sub == 2);
-            return {known ? redux : nullptr, "1-", "11--"};
+            return {known ? by_members<redux, 1> : nullptr, "1-", "11--"};
         }
-        case Op::ELECT: return {elect, "AP", "1---"};
+        case Op::ELECT: return {by_members<elect, 0>, "AP", "1---"};
         case Op::ACTIVEMASK: return {active_mask, "1-", "----"};
         case Op::VPRINTF: return {print, "A-", "22--"};
         case Op::ASSERTFAIL: return {assertion, "--", "2212"};
