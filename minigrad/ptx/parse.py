@@ -621,7 +621,7 @@ class _Parser:
                     )
                 )
             elif kind == "loc":
-                if not self._counts_lines_of_assembly(found.start()):
+                if not self._counts_lines_of_assembly(found.start("loc")):
                     place = self._place(found["loc"], found.start())
             elif kind == "label":
                 name = found["label"]
