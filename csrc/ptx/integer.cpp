@@ -1,4 +1,5 @@
 // Integer arithmetic, logic, shifts, bit fields.
+#include <cstdlib>
 #include <type_traits>
 
 #include "lanes.h"
@@ -346,6 +347,23 @@ struct Szext {  // bits above the count become copies of the sign (or zero)
 struct SzextWrap {
     template <class V> static V f(V a, V n) { return Szext::f(a, V(n & 31)); }
 };
+// The n-th set bit from a base, upwards or downwards.
+const Code* find_nth_set(Warp& w, const Code* c, u32 mask) {
+    const u32* a = row<u32>(w, c->s[0]);
+    const u32* base = row<u32>(w, c->s[1]);
+    const i32* offset = row<i32>(w, c->s[2]);
+    fill_lanes<u32>(w, c->d[0], mask, [=](int l) {
+        i64 at = base[l], step = offset[l] < 0 ? -1 : 1;
+        i64 left = offset[l] == 0 ? 0 : std::abs(i64(offset[l])) - 1;
+        for (; at >= 0 && at < 32; at += step) {
+            if ((a[l] >> at & 1) && left-- == 0) return u32(at);
+            if (offset[l] == 0) break;
+        }
+        return kNone;
+    });
+    return c + 1;
+}
+
 struct Bmsk {
     static u32 f(u32 at, u32 n) {
         if (at >= 32) return 0;
@@ -478,6 +496,7 @@ Form resolve_integer(const Code& c) {
                                    : (c.has(flag::SAT) ? binary<LU32, Szext> : binary<LU32, SzextWrap>);
             return {f.run, "1-", "11--", ""};
         case Op::BMSK: return {c.has(flag::SAT) ? binary<LU32, Bmsk> : binary<LU32, BmskWrap>, "1-", "11--", ""};
+        case Op::FNS: return {find_nth_set, "1-", "111-", ""};
         case Op::DP4A: case Op::DP2A: return {dot, "1-", "111-", ""};
         default: return f;
     }

@@ -73,7 +73,7 @@ const Code* load(Warp& w, const Code* c, u32 mask) {
     return c + 1;
 }
 
-// Two unordered writes of the same values are no race.
+// Two unordered writes are no race if memory holds the same after the second.
 void settle_suspect(Warp& w, bool same) {
     Suspect s = w.suspect;
     w.suspect = Suspect{};
@@ -93,18 +93,10 @@ const Code* store(Warp& w, const Code* c, u32 mask) {
     addresses(w, c, at);
     locate(w, c, mask, at, c->n * u32(sizeof(E)), Access::WRITE, &to);
     const u32* rows = c->n == 1 ? c->s + 1 : c->list;
-    if (w.suspect.instruction != kNone) {
-        bool same = true;
-        for (int k = 0; k < c->n; ++k) {
-            const R* s = row<R>(w, rows[k]);
-            for (u32 m = mask; m; m &= m - 1) {
-                int l = first_lane(m);
-                E x = E(s[l]);
-                same = same && std::memcmp(to.at[l] + k * sizeof(E), &x, sizeof(E)) == 0;
-            }
-        }
-        settle_suspect(w, same);
-    }
+    bool suspect = w.suspect.instruction != kNone;
+    u8 before[kLanes][32];
+    u32 bytes = c->n * u32(sizeof(E));
+    for (u32 m = suspect ? mask : 0; m; m &= m - 1) std::memcpy(before[first_lane(m)], to.at[first_lane(m)], bytes);
     bool done = false;
     if constexpr (std::is_same_v<E, u32> && std::is_same_v<R, u32>) {
         if (to.contiguous) {
@@ -124,6 +116,11 @@ const Code* store(Warp& w, const Code* c, u32 mask) {
             E x = E(s[l]);
             std::memcpy(to.at[l] + k * sizeof(E), &x, sizeof(E));
         }
+    }
+    if (suspect) {
+        bool same = true;
+        for (u32 m = mask; m; m &= m - 1) same = same && std::memcmp(before[first_lane(m)], to.at[first_lane(m)], bytes) == 0;
+        settle_suspect(w, same);
     }
     if (sync) {
         ++w.block->events;
