@@ -47,7 +47,6 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
     addresses(w, c, to);
     u32 reading = 0;
     auto& copies = w.open.copies;
-    copies.reserve(copies.size() + kLanes);
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
         from[l] = global[l] + u64(displacement);
@@ -68,7 +67,11 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
                  std::to_string(copy.to) + "; the block has " + std::to_string(b.shared_bytes) + " bytes");
         }
         if (copy.to & (bytes - 1)) fail(Kind::MISALIGNED, l, copy.to, "cp.async writes shared memory at " + std::to_string(copy.to) + ", which is not a multiple of " + std::to_string(bytes));
-        if (b.checking) touch_write(w, c, l, copy.to, bytes, kPending);
+        if (b.checking && bytes == 16) {
+            touch_write16(w, c, l, copy.to, kPending);
+        } else if (b.checking) {
+            touch_write(w, c, l, copy.to, bytes, kPending);
+        }
         copies.push_back(copy);
     }
     w.suspect = Suspect{};

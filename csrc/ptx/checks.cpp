@@ -115,9 +115,9 @@ const Range* range_of(const Warp& w, u32 instruction, u64 at, u64 bytes) {
     return &r;
 }
 
-void shared_bounds(const Warp& w, int lane, u64 at, u64 bytes, u64 align, Access access) {
+inline void shared_bounds(const Warp& w, int lane, u64 at, u64 bytes, u64 align, Access access) {
     u64 size = w.block->shared_bytes;
-    if (at > size || size - at < bytes) {
+    if (__builtin_expect(at > size || size - at < bytes, 0)) {
         std::string verb = access == Access::READ ? "reads " : "writes ";
         fail(Kind::OUT_OF_BOUNDS, lane, at, verb + std::to_string(bytes) + " bytes of shared memory at " + std::to_string(at) +
              "; the block has " + std::to_string(size) + " bytes");
@@ -184,7 +184,10 @@ void locate_all_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 byte
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
         shared_bounds(w, l, at[l], bytes, bytes, access);
-        if (b.checking) {
+        if (b.checking && bytes == 16) {
+            if (access != Access::WRITE) touch_read16(w, c, l, u32(at[l]));
+            if (access != Access::READ) touch_write16(w, c, l, u32(at[l]));
+        } else if (b.checking) {
             if (access != Access::WRITE) touch_read(w, c, l, u32(at[l]), bytes);
             if (access != Access::READ) touch_write(w, c, l, u32(at[l]), bytes);
         }
@@ -210,7 +213,10 @@ u8* locate_global(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align
 u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align, Access access) {
     Block& b = *w.block;
     shared_bounds(w, lane, at, bytes, align, access);
-    if (b.checking) {
+    if (b.checking && bytes == 16 && align == 16) {
+        if (access != Access::WRITE) touch_read16(w, c, lane, u32(at));
+        if (access != Access::READ) touch_write16(w, c, lane, u32(at));
+    } else if (b.checking) {
         if (access != Access::WRITE) touch_read(w, c, lane, u32(at), bytes);
         if (access != Access::READ) touch_write(w, c, lane, u32(at), bytes);
     }

@@ -60,6 +60,22 @@ inline void touch_read(Warp& w, const Code* c, int lane, u32 at, u32 bytes) {
     for (u32 i = first; i <= last; ++i) b.readers[i] = mine;
 }
 
+// The common cases in few instructions: 16 aligned bytes.
+inline void touch_read16(Warp& w, const Code* c, int lane, u32 at) {
+    Block& b = *w.block;
+    u64 x, y;
+    std::memcpy(&x, b.state.data() + at, 8);
+    std::memcpy(&y, b.state.data() + at + 8, 8);
+    if ((((x & b.state_mask) ^ b.state_want) | ((y & b.state_mask) ^ b.state_want)) != 0) report_state(w, c, lane, at, 16, false);
+    if (!b.racing) return;
+    u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
+    const u64* writers = b.writers.data() + (at >> 2);
+    u64* readers = b.readers.data() + (at >> 2);
+    bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe);
+    if (fresh) return touch_read(w, c, lane, at, 16);
+    readers[0] = readers[1] = readers[2] = readers[3] = mine;
+}
+
 inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 set = kInit) {
     Block& b = *w.block;
     u8* s = b.state.data() + at;
@@ -85,6 +101,28 @@ inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 
         }
     }
     for (u32 i = first; i <= last; ++i) b.writers[i] = mine;
+}
+
+inline void touch_write16(Warp& w, const Code* c, int lane, u32 at, u8 set = kInit) {
+    Block& b = *w.block;
+    u64 x, y;
+    std::memcpy(&x, b.state.data() + at, 8);
+    std::memcpy(&y, b.state.data() + at + 8, 8);
+    if (((x | y) & (kPending | kReading) * kEveryByte) != 0) report_state(w, c, lane, at, 16, true);
+    u64 safe = (u64(w.safe) + 1) << 39;
+    u64* writers = b.writers.data() + (at >> 2);
+    const u64* readers = b.readers.data() + (at >> 2);
+    bool fresh = b.racing;
+    if (fresh) {
+        fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe) |
+                (readers[0] >= safe) | (readers[1] >= safe) | (readers[2] >= safe) | (readers[3] >= safe);
+    }
+    if (fresh) return touch_write(w, c, lane, at, 16, set);
+    x |= set * kEveryByte;
+    y |= set * kEveryByte;
+    std::memcpy(b.state.data() + at, &x, 8);
+    std::memcpy(b.state.data() + at + 8, &y, 8);
+    if (b.racing) writers[0] = writers[1] = writers[2] = writers[3] = entry_for(b, w.id, c->index, false);
 }
 
 // ---- addresses ----

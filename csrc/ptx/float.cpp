@@ -6,7 +6,7 @@ namespace ptx {
 namespace {
 
 // To float, inexact results to odd: rounding once more to a half type is then right.
-inline float to_odd(double s) {
+PTX_INLINE float to_odd(double s) {
     float f = static_cast<float>(s);
     u32 u = bits<u32>(f);
     bool fix = double(f) != s && s == s && (u & 1) == 0;
@@ -68,7 +68,7 @@ struct Copysign {
 struct Rcp { template <class V> static V f(V a) { return V(1) / a; } };
 struct Sqrt { template <class V> static V f(V a) { return std::sqrt(a); } };
 struct Rsqrt { template <class V> static V f(V a) { return V(1.0 / std::sqrt(double(a))); } };
-struct Ex2 { static float f(float a) { return exp2_approx(a); } };
+struct Ex2 { static PTX_INLINE float f(float a) { return exp2_approx(a); } };
 struct Lg2 { static float f(float a) { return std::log2(a); } };
 struct Sin { static float f(float a) { return std::sin(a); } };
 struct Cos { static float f(float a) { return std::cos(a); } };

@@ -16,74 +16,74 @@ namespace ptx {
 struct LU32 {
     using R = u32;
     using V = u32;
-    static V get(R x) { return x; }
-    static R put(V x) { return x; }
+    static PTX_INLINE V get(R x) { return x; }
+    static PTX_INLINE R put(V x) { return x; }
 };
 struct LS32 {
     using R = i32;
     using V = i32;
-    static V get(R x) { return x; }
-    static R put(V x) { return x; }
+    static PTX_INLINE V get(R x) { return x; }
+    static PTX_INLINE R put(V x) { return x; }
 };
 struct LU64 {
     using R = u64;
     using V = u64;
-    static V get(R x) { return x; }
-    static R put(V x) { return x; }
+    static PTX_INLINE V get(R x) { return x; }
+    static PTX_INLINE R put(V x) { return x; }
 };
 struct LS64 {
     using R = i64;
     using V = i64;
-    static V get(R x) { return x; }
-    static R put(V x) { return x; }
+    static PTX_INLINE V get(R x) { return x; }
+    static PTX_INLINE R put(V x) { return x; }
 };
 struct LU16 {
     using R = u32;
     using V = u32;
-    static V get(R x) { return x & 0xFFFF; }
-    static R put(V x) { return x & 0xFFFF; }
+    static PTX_INLINE V get(R x) { return x & 0xFFFF; }
+    static PTX_INLINE R put(V x) { return x & 0xFFFF; }
 };
 struct LS16 {
     using R = u32;
     using V = i32;
-    static V get(R x) { return static_cast<i32>(x << 16) >> 16; }
-    static R put(V x) { return static_cast<u32>(x) & 0xFFFF; }
+    static PTX_INLINE V get(R x) { return static_cast<i32>(x << 16) >> 16; }
+    static PTX_INLINE R put(V x) { return static_cast<u32>(x) & 0xFFFF; }
 };
 struct LF32 {
     using R = float;
     using V = float;
-    static V get(R x) { return x; }
-    static R put(V x) { return x; }
+    static PTX_INLINE V get(R x) { return x; }
+    static PTX_INLINE R put(V x) { return x; }
 };
 struct LF32Z {  // .ftz
     using R = float;
     using V = float;
-    static V get(R x) { return flush(x); }
-    static R put(V x) { return flush(x); }
+    static PTX_INLINE V get(R x) { return flush(x); }
+    static PTX_INLINE R put(V x) { return flush(x); }
 };
 struct LF64 {
     using R = double;
     using V = double;
-    static V get(R x) { return x; }
-    static R put(V x) { return x; }
+    static PTX_INLINE V get(R x) { return x; }
+    static PTX_INLINE R put(V x) { return x; }
 };
 struct LF16 {
     using R = u32;
     using V = float;
-    static V get(R x) { return half_to_float(x); }
-    static R put(V x) { return float_to_half(x); }
+    static PTX_INLINE V get(R x) { return half_to_float(x); }
+    static PTX_INLINE R put(V x) { return float_to_half(x); }
 };
 struct LF16Z {
     using R = u32;
     using V = float;
-    static V get(R x) { return half_to_float(flush_half(x)); }
-    static R put(V x) { return flush_half(float_to_half(x)); }
+    static PTX_INLINE V get(R x) { return half_to_float(flush_half(x)); }
+    static PTX_INLINE R put(V x) { return flush_half(float_to_half(x)); }
 };
 struct LBF16 {
     using R = u32;
     using V = float;
-    static V get(R x) { return bf16_to_float(x & 0xFFFF); }
-    static R put(V x) { return float_to_bf16(x); }
+    static PTX_INLINE V get(R x) { return bf16_to_float(x & 0xFFFF); }
+    static PTX_INLINE R put(V x) { return float_to_bf16(x); }
 };
 // Two values in a register: an operation runs on each half.
 template <class L>
@@ -147,18 +147,18 @@ inline void fill_lanes(const Warp& w, u32 offset, u32 mask, F f) {
 template <class L, class F>
 struct Apply {
     using R = typename L::R;
-    static R one(R a) { return L::put(F::f(L::get(a))); }
-    static R two(R a, R b) { return L::put(F::f(L::get(a), L::get(b))); }
-    static R three(R a, R b, R c) { return L::put(F::f(L::get(a), L::get(b), L::get(c))); }
+    static PTX_INLINE R one(R a) { return L::put(F::f(L::get(a))); }
+    static PTX_INLINE R two(R a, R b) { return L::put(F::f(L::get(a), L::get(b))); }
+    static PTX_INLINE R three(R a, R b, R c) { return L::put(F::f(L::get(a), L::get(b), L::get(c))); }
 };
 template <class L, class F>
 struct Apply<Twice<L>, F> {
     using R = u32;
     using A = Apply<L, F>;
-    static R join(u32 low, u32 high) { return (low & 0xFFFF) | high << 16; }
-    static R one(R a) { return join(A::one(a & 0xFFFF), A::one(a >> 16)); }
-    static R two(R a, R b) { return join(A::two(a & 0xFFFF, b & 0xFFFF), A::two(a >> 16, b >> 16)); }
-    static R three(R a, R b, R c) {
+    static PTX_INLINE R join(u32 low, u32 high) { return (low & 0xFFFF) | high << 16; }
+    static PTX_INLINE R one(R a) { return join(A::one(a & 0xFFFF), A::one(a >> 16)); }
+    static PTX_INLINE R two(R a, R b) { return join(A::two(a & 0xFFFF, b & 0xFFFF), A::two(a >> 16, b >> 16)); }
+    static PTX_INLINE R three(R a, R b, R c) {
         return join(A::three(a & 0xFFFF, b & 0xFFFF, c & 0xFFFF), A::three(a >> 16, b >> 16, c >> 16));
     }
 };

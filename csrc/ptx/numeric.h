@@ -10,15 +10,18 @@
 
 namespace ptx {
 
+// Loops over lanes vectorise only when all of it is inlined.
+#define PTX_INLINE inline __attribute__((always_inline))
+
 template <class To, class From>
-inline To bits(From x) {
+PTX_INLINE To bits(From x) {
     static_assert(sizeof(To) == sizeof(From));
     To y;
     std::memcpy(&y, &x, sizeof(y));
     return y;
 }
 
-inline float half_to_float(u32 h) {
+PTX_INLINE float half_to_float(u32 h) {
     u32 magnitude = (h & 0x7FFF) << 13;
     u32 scaled = bits<u32>(bits<float>(magnitude) * 0x1p112f);  // also right for denormals
     u32 out = (h & 0x7C00) == 0x7C00 ? magnitude | 0x7F800000u : scaled;
@@ -26,7 +29,7 @@ inline float half_to_float(u32 h) {
 }
 
 // To nearest even; NaN gives 0x7FFF.
-inline u32 float_to_half(float f) {
+PTX_INLINE u32 float_to_half(float f) {
     u32 x = bits<u32>(f);
     u32 sign = x & 0x80000000u;
     x ^= sign;
@@ -38,24 +41,24 @@ inline u32 float_to_half(float f) {
     return out | sign >> 16;
 }
 
-inline float bf16_to_float(u32 h) { return bits<float>(h << 16); }
+PTX_INLINE float bf16_to_float(u32 h) { return bits<float>(h << 16); }
 
-inline u32 float_to_bf16(float f) {
+PTX_INLINE u32 float_to_bf16(float f) {
     u32 x = bits<u32>(f);
     u32 out = (x + 0x7FFFu + (x >> 16 & 1)) >> 16;
     return (x & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FFFu : out;
 }
 
 // Zero with its sign in place of a denormal.
-inline float flush(float x) {
+PTX_INLINE float flush(float x) {
     u32 u = bits<u32>(x);
     return bits<float>((u & 0x7F800000u) == 0 ? u & 0x80000000u : u);
 }
 
-inline u32 flush_half(u32 h) { return (h & 0x7C00) == 0 ? h & 0x8000 : h; }
+PTX_INLINE u32 flush_half(u32 h) { return (h & 0x7C00) == 0 ? h & 0x8000 : h; }
 
 // x + y rounded to odd in double: what rounds once more to a narrower format is then right.
-inline double add_to_odd(double x, double y) {
+PTX_INLINE double add_to_odd(double x, double y) {
     double s = x + y;
     double t = s - x;
     double e = (x - (s - t)) + (y - t);
@@ -88,7 +91,7 @@ float rounded(Arith op, float a, float b, float c, Round round);
 double rounded(Arith op, double a, double b, double c, Round round);
 
 // Within 2 ulp; exact at integers; denormal results kept.
-inline float exp2_approx(float x) {
+PTX_INLINE float exp2_approx(float x) {
     float r = x < -150.0f ? -150.0f : x;
     r = r > 128.0f ? 128.0f : r;
     float n = r + 0x1.8p23f;
