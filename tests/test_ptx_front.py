@@ -313,6 +313,7 @@ def test_decoded_kernels_are_kept() -> None:
     [
         (1, 2048, [None], 0, "block 2048"), (1, (32, 64), [None], 0, "2048 threads"),
         (0, 32, [None], 0, "grid 0"), ((1, 1, 1, 1), 32, [None], 0, "one to three"),
+        ("a", 32, [None], 0, "whole numbers"),
         (1, 32, [], 0, "takes 1 arguments, given 0"), (1, 32, ["x"], 0, "is a str"),
         (1, 32, [np.int32(1)], 0, "argument 0 has 4 bytes, the parameter a has 8"),
         (1, 32, [2**64], 0, "does not fit 64 bits"), (1, 32, [None], 1 << 20, "shared memory"),

@@ -317,9 +317,9 @@ class _Memory:
 def _dimensions(
     what: str, given: Dimensions, most: tuple[int, int, int], kernel: str
 ) -> tuple[int, int, int]:
-    sizes = (given,) if isinstance(given, int | np.integer) else tuple(given)
-    if not 1 <= len(sizes) <= 3:
-        raise PtxError(f"{kernel}: {what} {given}; one to three sizes were expected")
+    sizes = tuple(given) if isinstance(given, Sequence | np.ndarray) else (given,)
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, int | np.integer) for n in sizes):
+        raise PtxError(f"{kernel}: {what} {given!r}; one to three whole numbers were expected")
     x, y, z = (*(int(n) for n in sizes), 1, 1)[:3]
     for n, limit in zip((x, y, z), most, strict=True):
         if not 1 <= n <= limit:
