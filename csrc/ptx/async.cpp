@@ -47,20 +47,36 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
     addresses(w, c, to);
     u32 reading = 0;
     auto& copies = w.open.copies;
+    const Range* range = nullptr;  // of the lane before
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
         from[l] = global[l] + u64(displacement);
         u32 wanted = ignored >> l & 1 ? 0 : sizes ? sizes[l] : bytes;
         if (wanted > bytes) fail(Kind::ILLEGAL, l, wanted, "cp.async of " + std::to_string(bytes) + " bytes with a source of " + std::to_string(wanted));
-        Copy copy;
+        copies.emplace_back();
+        Copy& copy = copies.back();
         copy.lane = u32(l);
         copy.bytes = bytes;
         copy.instruction = c->index;
         copy.to = shared_offset(c, l, to[l]);
-        std::memset(copy.data, 0, sizeof(copy.data));
         if (wanted) {
-            std::memcpy(copy.data, locate_global(w, c, l, from[l], wanted, bytes, Access::READ), wanted);
+            const u8* host;
+            u64 offset = range ? from[l] - range->base : 0;
+            if (range && offset < range->bytes && range->bytes - offset >= wanted && (from[l] & (bytes - 1)) == 0) {
+                host = reinterpret_cast<const u8*>(range->host) + offset;
+            } else {
+                host = locate_global(w, c, l, from[l], wanted, bytes, Access::READ);
+                range = &b.launch->ranges[b.worker->range_of[c->index]];
+            }
+            if (wanted == 16) {
+                std::memcpy(copy.data, host, 16);
+            } else {
+                std::memset(copy.data, 0, sizeof(copy.data));
+                std::memcpy(copy.data, host, wanted);
+            }
             reading |= 1u << l;
+        } else {
+            std::memset(copy.data, 0, sizeof(copy.data));
         }
         if (copy.to > b.shared_bytes || b.shared_bytes - copy.to < bytes) {
             fail(Kind::OUT_OF_BOUNDS, l, copy.to, "cp.async writes " + std::to_string(bytes) + " bytes of shared memory at " +
@@ -72,7 +88,6 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
         } else if (b.checking) {
             touch_write(w, c, l, copy.to, bytes, kPending);
         }
-        copies.push_back(copy);
     }
     w.suspect = Suspect{};
     in_flight(b, i64(bytes) * __builtin_popcount(mask));

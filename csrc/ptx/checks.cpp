@@ -181,13 +181,15 @@ void locate_all_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 byte
             return;
         }
     }
+    if (bytes == 16) {
+        locate_shared16(w, c, mask, at, access, out->at);
+        if (b.worker->count_memory) count_shared(w, c, mask, at, bytes, 8);
+        return;
+    }
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
         shared_bounds(w, l, at[l], bytes, bytes, access);
-        if (b.checking && bytes == 16) {
-            if (access != Access::WRITE) touch_read16(w, c, l, u32(at[l]));
-            if (access != Access::READ) touch_write16(w, c, l, u32(at[l]));
-        } else if (b.checking) {
+        if (b.checking) {
             if (access != Access::WRITE) touch_read(w, c, l, u32(at[l]), bytes);
             if (access != Access::READ) touch_write(w, c, l, u32(at[l]), bytes);
         }
@@ -213,14 +215,25 @@ u8* locate_global(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align
 u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align, Access access) {
     Block& b = *w.block;
     shared_bounds(w, lane, at, bytes, align, access);
-    if (b.checking && bytes == 16 && align == 16) {
-        if (access != Access::WRITE) touch_read16(w, c, lane, u32(at));
-        if (access != Access::READ) touch_write16(w, c, lane, u32(at));
-    } else if (b.checking) {
+    if (b.checking) {
         if (access != Access::WRITE) touch_read(w, c, lane, u32(at), bytes);
         if (access != Access::READ) touch_write(w, c, lane, u32(at), bytes);
     }
     return b.shared.data() + at;
+}
+
+void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to) {
+    Block& b = *w.block;
+    u64 limit = b.shared_bytes >= 16 ? b.shared_bytes - 16 : 0, bad = b.shared_bytes < 16;
+    for (u32 m = mask; m; m &= m - 1) bad |= u64(at[first_lane(m)] > limit) | (at[first_lane(m)] & 15);
+    for (u32 m = bad ? mask : 0; m; m &= m - 1) shared_bounds(w, first_lane(m), at[first_lane(m)], 16, 16, access);
+    if (b.checking && access != Access::WRITE) touch_read16(w, c, mask, at);
+    u8* base = b.shared.data();
+    for (u32 m = mask; m; m &= m - 1) {
+        int l = first_lane(m);
+        if (b.checking && access != Access::READ) touch_write16(w, c, l, u32(at[l]));
+        to[l] = base + at[l];
+    }
 }
 
 void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access, Located* out) {

@@ -61,19 +61,27 @@ inline void touch_read(Warp& w, const Code* c, int lane, u32 at, u32 bytes) {
 }
 
 // The common cases in few instructions: 16 aligned bytes.
-inline void touch_read16(Warp& w, const Code* c, int lane, u32 at) {
+inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
     Block& b = *w.block;
-    u64 x, y;
-    std::memcpy(&x, b.state.data() + at, 8);
-    std::memcpy(&y, b.state.data() + at + 8, 8);
-    if ((((x & b.state_mask) ^ b.state_want) | ((y & b.state_mask) ^ b.state_want)) != 0) report_state(w, c, lane, at, 16, false);
-    if (!b.racing) return;
+    const u8* state = b.state.data();
+    u64 want = b.state_want, look = b.state_mask;
     u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
-    const u64* writers = b.writers.data() + (at >> 2);
-    u64* readers = b.readers.data() + (at >> 2);
-    bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe);
-    if (fresh) return touch_read(w, c, lane, at, 16);
-    readers[0] = readers[1] = readers[2] = readers[3] = mine;
+    const u64* all_writers = b.writers.data();
+    u64* all_readers = b.readers.data();
+    bool racing = b.racing;
+    for (u32 m = mask; m; m &= m - 1) {
+        int l = first_lane(m);
+        u64 x, y;
+        std::memcpy(&x, state + at[l], 8);
+        std::memcpy(&y, state + at[l] + 8, 8);
+        if (__builtin_expect((((x & look) ^ want) | ((y & look) ^ want)) != 0, 0)) report_state(w, c, l, u32(at[l]), 16, false);
+        if (!racing) continue;
+        const u64* writers = all_writers + (at[l] >> 2);
+        u64* readers = all_readers + (at[l] >> 2);
+        bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe);
+        if (fresh) touch_read(w, c, l, u32(at[l]), 16);
+        readers[0] = readers[1] = readers[2] = readers[3] = mine;
+    }
 }
 
 inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 set = kInit) {
@@ -139,6 +147,8 @@ void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access,
 // One access of a lane, for what is no plain load or store.
 u8* locate_global(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align, Access access);
 u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align, Access access);
+// Sixteen aligned bytes for each lane of `mask`.
+void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to);
 void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u32 per_phase);
 void count_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes);
 

@@ -189,12 +189,10 @@ void transpose_halves(u8* matrix) {
 void row_addresses(Warp& w, const Code* c, Access access, u8** to) {
     alignas(64) u64 at[kLanes];
     addresses(w, c, at);
-    int n = 8 * c->n;
-    for (int l = 0; l < n; ++l) {
-        if (at[l] >> 32 << 32 == kSharedWindow) at[l] -= kSharedWindow;
-        to[l] = locate_shared(w, c, l, at[l], 16, 16, access);
-    }
-    if (w.block->worker->count_memory) count_shared(w, c, n == 32 ? kFull : (1u << n) - 1, at, 16, 8);
+    u32 named = c->n == 4 ? kFull : (1u << 8 * c->n) - 1;
+    for (int l = 0; l < kLanes; ++l) at[l] -= at[l] >> 32 << 32 == kSharedWindow ? kSharedWindow : 0;
+    locate_shared16(w, c, named, at, access, to);
+    if (w.block->worker->count_memory) count_shared(w, c, named, at, 16, 8);
 }
 
 const Code* load_matrix(Warp& w, const Code* c, u32 mask) {
