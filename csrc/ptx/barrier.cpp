@@ -15,7 +15,9 @@ void acquire_clocks(Warp& w, const Clocks& from) {
     w.clocks.join(from);
     u32 safe = ~0u;
     for (std::size_t i = 0; i < w.block->warps.size(); ++i) {
-        if (i != w.id && w.clocks.at[i] < safe) safe = w.clocks.at[i];
+        const Warp& other = w.block->warps[i];
+        bool over = other.live == 0 && w.clocks.at[i] >= other.clocks.at[i];
+        if (i != w.id && !over && w.clocks.at[i] < safe) safe = w.clocks.at[i];
     }
     if (w.clocks.at[kBulkAgent] < safe && w.block->launch->program->async_shared) {
         safe = w.clocks.at[kBulkAgent];
@@ -43,6 +45,16 @@ void open_up(Block& b, u32 id) {
     Barrier& barrier = b.barriers[id];
     ++b.events;
     ++b.worker->barriers;
+    // Warps that wait with all their lanes have done nothing since they arrived: for all of them the
+    // barrier is one moment, up to which `safe` can go.
+    for (Warp& w : b.warps) {
+        for (const Split& s : w.others) {
+            if (s.wait == Wait::BARRIER && s.wait_on == id && s.mask == w.live) {
+                w.clocks.at[w.id] = barrier.clocks.at[w.id] = b.now;
+            }
+        }
+    }
+    ++b.now;
     for (Warp& w : b.warps) {
         bool waited = false;
         for (Split& s : w.others) {
