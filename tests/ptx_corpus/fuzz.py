@@ -3,9 +3,11 @@
     python tests/ptx_corpus/fuzz.py [--count 2000] [--seed 0] [--only N]
 
 Each mutant's number and length go to standard error before it runs, so that the last line of a run
-that died names the one to blame; `--only` runs that one and shows its text. 100,000 mutants under
-the sanitizers: build the extension with `-fsanitize=address,undefined` and start this with
-`LD_PRELOAD=$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0`.
+that died names the one to blame; `--only` runs that one and shows its text. For 100,000 mutants
+under the sanitizers, build the extension with `-fsanitize=address,undefined` and start this with
+`LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"`,
+`ASAN_OPTIONS=detect_leaks=0`, and `LD_LIBRARY_PATH` naming the folder of NVRTC's libraries, which
+the sanitizer's loader does not find beside one another.
 """
 
 from __future__ import annotations
