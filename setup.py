@@ -14,7 +14,8 @@ from setuptools.modified import newer_group
 
 CORE = ["csrc/core.cpp", "csrc/pool.cpp", "csrc/threads.cpp"]
 KERNELS = sorted(set(glob("csrc/*.cpp")) - set(CORE))
-HEADERS = sorted(glob("csrc/*.h"))
+EMULATOR = sorted(glob("csrc/ptx/*.cpp"))
+HEADERS = sorted(glob("csrc/*.h") + glob("csrc/ptx/*.h"))
 
 FLAGS = [
     "-std=c++17",
@@ -71,6 +72,13 @@ def kernels(level: str) -> Extension:
     return extension(name, KERNELS, [f"-DMG_MODULE_NAME={name}", *LEVELS[level]])
 
 
+def emulator(level: str) -> Extension:
+    name = f"_ptx_{level}"
+    # Rows of registers are read as several types.
+    flags = [f"-DPTX_MODULE_NAME={name}", "-fno-strict-aliasing", *LEVELS[level]]
+    return extension(name, EMULATOR, flags)
+
+
 # One file a core, and only what changed since the last build.
 ParallelCompile(
     "MINIGRAD_BUILD_JOBS",
@@ -79,6 +87,6 @@ ParallelCompile(
 ).install()
 
 setup(
-    ext_modules=[extension("_core", CORE, []), *map(kernels, LEVELS)],
+    ext_modules=[extension("_core", CORE, []), *map(kernels, LEVELS), *map(emulator, LEVELS)],
     cmdclass={"build_ext": BuildLevels},
 )

@@ -1,4 +1,4 @@
-"""The command line: train, sample, doctor, bench."""
+"""The command line: train, sample, doctor, ptx, bench."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minigrad.ptx import command as ptx_command
 from minigrad.train import config as configs
 
 MODELS = {
@@ -67,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what runs here, and why")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
+    ptx = commands.add_parser("ptx", help="run compiled GPU kernels on the CPU").add_subparsers(
+        dest="action", required=True
+    )
+    one = ptx.add_parser("run", help="run a kernel from a .ptx, .cu or .py file, check and count")
+    ptx_command.add_arguments(one)
+
     bench = commands.add_parser("bench", help="time a training step or a kernel").add_subparsers(
         dest="subject", required=True
     )
@@ -87,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--threads", type=int, default=0, help="of both sides")
         one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
         one.add_argument("--json", action="store_true", help="print one JSON object")
+    emulator = bench.add_parser("emulator", help="the PTX machine: instructions a second")
+    emulator.add_argument("--json", action="store_true", help="print one JSON object")
+    emulator.add_argument("--runs", type=int, default=5, help="of which the best counts")
     return parser
 
 
@@ -162,10 +172,19 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(args: argparse.Namespace) -> int:
-    from minigrad.bench import run
+def _ptx(args: argparse.Namespace) -> int:
+    return ptx_command.run_command(args)
 
-    figures = run(args)
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.subject == "emulator":
+        from minigrad.bench.emulator import run_emulator
+
+        figures = run_emulator(args.runs)
+    else:
+        from minigrad.bench import run
+
+        figures = run(args)
     if args.json:
         _print_json(figures)
     else:
@@ -178,7 +197,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0, 1 for errors, 75 for a saved interruption;
     flags that do not parse end with argparse's 2)."""
     args = _parser().parse_args(argv)
-    commands = {"train": _train, "sample": _sample, "doctor": _doctor, "bench": _bench}
+    commands = {
+        "train": _train, "sample": _sample, "doctor": _doctor, "ptx": _ptx, "bench": _bench,
+    }  # fmt: skip
     try:
         return commands[args.command](args)
     except (ValueError, RuntimeError, OSError, FloatingPointError, MemoryError) as error:

@@ -7,8 +7,9 @@
 * `tl`, `cu`: the Triton and CUDA launchers of that name in `kernels/tl` and `kernels/cu`.
 
 A name is resolved once per set and cached. There is no fallback from one set to another: a kernel
-that is not there is an error that says what is. Every launch passes through `launch`, which is
-where a profile counts and times it.
+that is not there is an error that says what is. Only on a device (`device("emulated:sm_80")`) does
+the reference do what has no GPU kernel yet, and a profile shows it as `numpy:name`. Every launch
+passes through `launch`, which is where a profile counts and times it.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def _default_level() -> str | None:
 
 _level = _default_level()
 _set = "native" if _level else "ref"
-_tables: dict[tuple[str, str | None], dict[str, Kernel]] = {}
-_table: dict[str, Kernel] = _tables.setdefault((_set, _level), {})
+_device = "cpu"
+_tables: dict[tuple[str, str | None, str], dict[str, Kernel]] = {}
+_table: dict[str, Kernel] = _tables.setdefault((_set, _level, _device), {})
 _observer: Callable[[str, Kernel, tuple[Any, ...]], None] | None = None
 
 
@@ -97,8 +99,20 @@ def launch(name: str, *args: Any) -> None:
         kernel = _table[name] = _resolve(name)
     if _observer is None:
         kernel(*args)
+    elif isinstance(kernel, _ByNumpy):
+        _observer(f"numpy:{name}", kernel, args)
     else:
         _observer(name, kernel, args)
+
+
+class _ByNumpy:
+    """A reference in the place of a kernel that a device does not have yet."""
+
+    def __init__(self, function: Kernel) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> None:
+        self.function(*args)
 
 
 def launch_numpy(name: str, function: Kernel, *args: Any) -> None:
@@ -121,8 +135,30 @@ def use_kernels(name: str) -> Iterator[None]:
         raise ValueError(f"use_kernels: unknown set {name!r}; expected one of {', '.join(SETS)}")
     if name == "native" and _level is None:
         raise RuntimeError("use_kernels: the native kernels are not built")
-    with _activated(name, _level):
+    with _activated(name, _level, _device):
         yield
+
+
+DEVICES = ("cpu", "emulated:sm_80", "emulated:sm_90")
+
+
+@contextlib.contextmanager
+def device(name: str) -> Iterator[None]:
+    """Within the block, kernels run on the device `name`: "cpu", or "emulated:sm_80" and
+    "emulated:sm_90", where the Triton kernels (or, in `use_kernels("cu")`, the CUDA kernels) are
+    compiled for that architecture and the PTX is executed on the CPU, with every access checked
+    (`docs/emulator.md`). Arrays stay NumPy's. What has no GPU kernel yet is done by the NumPy
+    references."""
+    if name not in DEVICES:
+        raise ValueError(f"device: unknown device {name!r}; expected one of {', '.join(DEVICES)}")
+    kernels = "tl" if name != "cpu" else "native" if _level else "ref"
+    with _activated(kernels, _level, name):
+        yield
+
+
+def active_device() -> str:
+    """The device whose kernels run."""
+    return _device
 
 
 @contextlib.contextmanager
@@ -130,19 +166,20 @@ def use_level(level: str) -> Iterator[None]:
     """Within the block, native kernels are those of this instruction-set level (see `levels()`)."""
     if level not in levels():
         raise ValueError(f"use_level: {level!r} cannot run here; available: {', '.join(levels())}")
-    with _activated("native", level):
+    with _activated("native", level, _device):
         yield
 
 
 @contextlib.contextmanager
-def _activated(kernels: str, level: str | None) -> Iterator[None]:
-    global _set, _level, _table
-    before = _set, _level, _table
-    _set, _level, _table = kernels, level, _tables.setdefault((kernels, level), {})
+def _activated(kernels: str, level: str | None, device: str) -> Iterator[None]:
+    global _set, _level, _device, _table
+    before = _set, _level, _device, _table
+    _set, _level, _device = kernels, level, device
+    _table = _tables.setdefault((kernels, level, device), {})
     try:
         yield
     finally:
-        _set, _level, _table = before
+        _set, _level, _device, _table = before
 
 
 @contextlib.contextmanager
@@ -164,6 +201,9 @@ def _resolve(name: str) -> Kernel:
     else:
         stem = name.removesuffix("_fwd").removesuffix("_bwd")
         found = getattr(_gpu_module(stem), name, None)
+        reference = lookup("REFERENCE", name)
+        if found is None and reference is not None and _device != "cpu":
+            found = _ByNumpy(reference)
     if found is None:
         raise KernelNotFound(f"{name}: the set {_set!r} has no such kernel; {_where(name)}")
     return found

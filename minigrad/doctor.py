@@ -9,6 +9,7 @@ import sys
 from importlib import metadata
 
 from minigrad import dispatch
+from minigrad.ptx import levels
 from minigrad.threads import num_threads
 
 Findings = dict[str, dict[str, str]]
@@ -44,6 +45,13 @@ def _gpu() -> dict[str, str]:
     return {"value": "present", "why": "not used by this version, which trains on the CPU"}
 
 
+def _emulator() -> dict[str, str]:
+    available = levels()
+    if not available:
+        return {"value": "none", "why": "the PTX machine is not built; see kernels"}
+    return {"value": available[-1], "why": "runs GPU kernels here: mg.device('emulated:sm_80')"}
+
+
 def examine() -> Findings:
     """One finding a topic: its value, and why or what to do."""
     threads = "MINIGRAD_NUM_THREADS" in os.environ
@@ -59,6 +67,7 @@ def examine() -> Findings:
             "chooses another number",
         },
         "gpu": _gpu(),
+        "emulator": _emulator(),
         "triton": _package("triton", "compiles the Triton kernels, without a GPU too", "gpu"),
         "matplotlib": _package("matplotlib", "draws loss curves and image grids", "plot"),
         "torch": {

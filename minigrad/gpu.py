@@ -1,29 +1,40 @@
-"""Compiling GPU kernels without a GPU, and running Triton's through its interpreter.
+"""Compiling GPU kernels without a GPU, and running them: on the PTX machine, or Triton's through
+its interpreter.
 
 A launcher in `kernels/tl` or `kernels/cu` describes what it would start as a `TritonLaunch` or a
 `CudaLaunch`: the kernel, its grid and its arguments. `compile_triton` and `compile_cuda` turn that
 description into PTX and machine code for an architecture, specialised exactly as the launch would
 be; `run` starts it. Nothing here is imported before a GPU kernel is asked for.
 
-The arrays are NumPy's. Triton kernels run on them where TRITON_INTERPRET=1 was set before the first
-one was used; it takes about a millisecond a program, so it is for checking only. There is nothing
-yet that runs CUDA kernels.
+The arrays are NumPy's. On an emulated device (`mg.device("emulated:sm_80")`) a launch is compiled
+to PTX once and the machine of `minigrad.ptx` executes it on them. Elsewhere Triton kernels run
+where TRITON_INTERPRET=1 was set before the first one was used; it takes about a millisecond a
+program, so it is for checking only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import dataclasses
 import importlib.util
+import math
 import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from minigrad import dispatch
+
+if TYPE_CHECKING:
+    from minigrad.ptx import Kernel, Result
 
 ARCHITECTURES = (80, 90)  # those that the kernels are compiled and checked for
 
@@ -118,15 +129,19 @@ def check_floats(kernel: str, *arrays: np.ndarray | None) -> str:
 
 def run(launch: TritonLaunch | CudaLaunch) -> None:
     """Starts a kernel; raises GpuUnavailable where nothing can run it."""
+    if dispatch.active_device().startswith("emulated:"):
+        emulate(launch, int(dispatch.active_device().removeprefix("emulated:sm_")))
+        return
     if isinstance(launch, CudaLaunch):
         raise GpuUnavailable(
-            f"{launch.entry}: CUDA kernels are compiled and checked by this version, not run; "
-            "minigrad.gpu.compile_cuda compiles one, and the sets native, ref and tl run"
+            f"{launch.entry}: CUDA kernels run on an emulated device, mg.device('emulated:sm_80'); "
+            "minigrad.gpu.compile_cuda compiles one"
         )
     if os.environ.get("TRITON_INTERPRET") != "1" or hasattr(launch.kernel, "cache_key"):
         raise GpuUnavailable(
-            f"{launch.kernel.__name__}: Triton kernels run on NumPy arrays only through Triton's "
-            "interpreter; start Python with TRITON_INTERPRET=1"
+            f"{launch.kernel.__name__}: Triton kernels run on an emulated device, "
+            "mg.device('emulated:sm_80'), or through Triton's interpreter: start Python with "
+            "TRITON_INTERPRET=1"
         )
     given = [Pointer(a) if isinstance(a, np.ndarray) else a for a in launch.arguments]
     launch.kernel[launch.grid](*given, **launch.constants)
@@ -134,7 +149,103 @@ def run(launch: TritonLaunch | CudaLaunch) -> None:
 
 def interpreting() -> bool:
     """Whether Triton kernels are interpreted, where bfloat16 has no arithmetic."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET") == "1" and dispatch.active_device() == "cpu"
+
+
+# ---- the emulated device ----
+
+
+@dataclass(frozen=True)
+class _Emulated:
+    """A launch compiled for the PTX machine: sizes in bytes, scratch a block."""
+
+    kernel: Kernel
+    block: tuple[int, int, int]
+    shared: int
+    scratch: int
+    passed: tuple[int, ...]  # which arguments are left after specialisation
+
+
+_emulated: dict[Any, _Emulated] = {}
+_counted: list[tuple[str, Result]] | None = None
+
+
+@contextlib.contextmanager
+def count() -> Iterator[list[tuple[str, Result]]]:
+    """Within the block, launches on an emulated device are counted: the list that is given gets a
+    pair of name and `minigrad.ptx.Result` for each."""
+    global _counted
+    before, _counted = _counted, []
+    try:
+        yield _counted
+    finally:
+        _counted = before
+
+
+def emulate(
+    launch: TritonLaunch | CudaLaunch, architecture: int, seed: int | None = None
+) -> Result:
+    """Compiles a launch for `architecture` (once) and runs its PTX on the arrays, in the order of
+    warps and blocks that `seed` stands for. Raises `minigrad.ptx.PtxFault` for what the machine's
+    checks find."""
+    kernel, arguments, block, shared = emulated_arguments(launch, architecture)
+    counts = _counted is not None
+    result = kernel.launch(launch.grid, block, arguments, shared, seed, counts=counts)
+    if _counted is not None:
+        _counted.append((kernel.name, result))
+    return result
+
+
+def emulated_arguments(
+    launch: TritonLaunch | CudaLaunch, architecture: int
+) -> tuple[Kernel, list[Any], tuple[int, int, int], int]:
+    """What the machine takes for a launch: kernel, arguments, block, bytes of shared memory."""
+    triton = isinstance(launch, TritonLaunch)
+    found = (_emulated_triton if triton else _emulated_cuda)(launch, architecture)  # type: ignore[arg-type]
+    arguments = [launch.arguments[i] for i in found.passed]
+    if triton:  # global and profile scratch
+        size = found.scratch * math.prod(launch.grid)
+        arguments += [np.zeros(size, np.uint8) if size else None, None]
+    return found.kernel, arguments, found.block, found.shared
+
+
+def _emulated_triton(launch: TritonLaunch, architecture: int) -> _Emulated:
+    from minigrad.ptx import load
+
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise GpuUnavailable(
+            f"{launch.kernel.__name__}: Triton compiles nothing where TRITON_INTERPRET=1"
+        )
+    signature, constants, divisible = _specialised(launch)
+    key = (
+        launch.kernel, architecture, launch.num_warps, launch.num_stages, divisible,
+        tuple(signature.items()), tuple(constants.items()),
+    )  # fmt: skip
+    if key not in _emulated:
+        built = _build_triton(launch, architecture)
+        kernel = load(built.asm["ptx"], built.metadata.name)
+        # Warp specialisation adds warps to those asked for; the entry says how many there are.
+        threads = kernel.decoded.directives.get("reqntid", (32 * launch.num_warps,))[0]
+        passed = [
+            i
+            for i, name in enumerate(launch.kernel.arg_names[: len(launch.arguments)])
+            if signature[name] != "constexpr"
+        ]
+        _emulated[key] = _Emulated(
+            kernel, (threads, 1, 1), built.metadata.shared, built.metadata.global_scratch_size,
+            tuple(passed),
+        )  # fmt: skip
+    return _emulated[key]
+
+
+def _emulated_cuda(launch: CudaLaunch, architecture: int) -> _Emulated:
+    from minigrad.ptx import load
+
+    key = (launch.source, launch.entry, architecture, tuple(launch.defines.items()))
+    if key not in _emulated:
+        kernel = load(cuda_ptx(launch, architecture), launch.entry)
+        _emulated[key] = _Emulated(kernel, launch.block, 0, 0, tuple(range(len(launch.arguments))))
+    return dataclasses.replace(_emulated[key], block=launch.block)
 
 
 # ---- what compilers give ----
@@ -156,30 +267,46 @@ class Compiled:
 
 def compile_triton(launch: TritonLaunch, architecture: int) -> Compiled:
     """Compiles what a launch would, for compute capability `architecture` (80 for 8.0)."""
+    built = _build_triton(launch, architecture)
+    return _examined(
+        built.metadata.name, built.asm["ptx"], built.asm["cubin"], built.metadata.shared
+    )
+
+
+def _build_triton(launch: TritonLaunch, architecture: int) -> Any:
+    """Triton's compiled kernel."""
     _need("triton", "Triton")
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as build
+    from triton.compiler import ASTSource, compile
 
-    names = launch.kernel.arg_names
+    signature, constants, divisible = _specialised(launch)
+    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+    target = GPUTarget("cuda", architecture, 32)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    options["enable_fp_fusion"] = True
+    return compile(ASTSource(launch.kernel, signature, constants, attributes), target, options)
+
+
+def _specialised(
+    launch: TritonLaunch,
+) -> tuple[dict[str, str], dict[str, Any], tuple[int, ...]]:
+    """What Triton's launcher would make of the arguments: types by name, constants by name, and
+    which arguments are multiples of 16."""
     signature: dict[str, str] = {}
-    constants: dict[Any, Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
+    constants: dict[str, Any] = {}
+    divisible = []
+    names = launch.kernel.arg_names
     for i, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         signature[name] = _type_of(value)
         if signature[name] == "constexpr":
             constants[name] = value
-        elif isinstance(value, np.ndarray) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            continue
+        number = value.ctypes.data if isinstance(value, np.ndarray) else value
+        if isinstance(number, int) and number % 16 == 0:
+            divisible.append(i)
     for name, value in launch.constants.items():
         signature[name], constants[name] = "constexpr", value
-    target = GPUTarget("cuda", architecture, 32)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    options["enable_fp_fusion"] = True
-    built = build(ASTSource(launch.kernel, signature, constants, attributes), target, options)
-    return _examined(
-        built.metadata.name, built.asm["ptx"], built.asm["cubin"], built.metadata.shared
-    )
+    return signature, constants, tuple(divisible)
 
 
 _TRITON_TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "bool": "u8",
@@ -199,17 +326,29 @@ def _type_of(value: Any) -> str:
 
 def compile_cuda(launch: CudaLaunch, architecture: int) -> Compiled:
     """Compiles what a launch would with NVRTC, for compute capability `architecture`."""
-    defines = [f"-D{name}={value}" for name, value in launch.defines.items()]
+    ptx, cubin = _build_cuda(launch, f"sm_{architecture}")
+    return _examined(launch.entry, ptx.decode().rstrip("\0"), cubin, None)
+
+
+def cuda_ptx(launch: CudaLaunch, architecture: int) -> str:
+    """The PTX of all kernels in a launch's file, with the lines they come from."""
+    # What belongs to one architecture alone (wgmma, TMA) is part of the "a" target.
+    target = f"compute_{architecture}" + ("a" if architecture == 90 else "")
+    return _build_cuda(launch, target)[0].decode().rstrip("\0")
+
+
+def _build_cuda(launch: CudaLaunch, target: str) -> tuple[bytes, bytes]:
+    """PTX and machine code; of a virtual target such as compute_80 PTX only."""
     options = [
-        f"--gpu-architecture=sm_{architecture}",
+        f"--gpu-architecture={target}",
         "--std=c++17",
         "--device-as-default-execution-space",
+        "--generate-line-info",
         f"--include-path={launch.source.parent}",
         *(f"--include-path={folder}" for folder in _headers()),
-        *defines,
+        *(f"-D{name}={value}" for name, value in launch.defines.items()),
     ]
-    ptx, cubin = _nvrtc(launch.source.read_text(), launch.source.name, options)
-    return _examined(launch.entry, ptx.decode().rstrip("\0"), cubin, None)
+    return _nvrtc(launch.source.read_text(), str(launch.source), options)
 
 
 def _need(module: str, what: str) -> None:
@@ -279,7 +418,7 @@ def disassemble(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool("nvdisasm"), "-c", file.name]
+        command: list[Any] = [tool("nvdisasm"), "-c", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -287,7 +426,7 @@ def _examined(name: str, ptx: str, cubin: bytes, dynamic_shared: int | None) -> 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [tool("cuobjdump"), "-res-usage", file.name]
+        command: list[Any] = [tool("cuobjdump"), "-res-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     line = re.search(rf"Function {re.escape(name)}:\s*\n(.*)", said)
     if line is None:

@@ -79,7 +79,7 @@ def _attend(
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         if DROPOUT:
-            index = first_index + query.to(tl.uint64)[:, None] * n_keys.to(tl.uint64)
+            index = first_index + query.to(tl.uint64)[:, None] * tl.cast(n_keys, tl.uint64)
             word = philox_word(seed, stream, index + key.to(tl.uint64)[None, :])
             p = tl.where(word >= threshold, p * kept, 0.0)
         if MASKED:
@@ -140,7 +140,7 @@ def attention_tile_fwd(
     if DROPOUT:
         seed = tl.load(rng_ptr)
         stream = tl.load(rng_ptr + 1)
-    first_index = ((b * n_heads + h) * n_queries).to(tl.uint64) * n_keys.to(tl.uint64)
+    first_index = ((b * n_heads + h) * n_queries).to(tl.uint64) * tl.cast(n_keys, tl.uint64)
 
     # Keys that any query of this tile may see, and among them those that all of them see.
     first = tile * QUERIES + (n_keys - n_queries)

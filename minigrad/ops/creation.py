@@ -165,8 +165,8 @@ def check_device(device: str | None) -> None:
     if device in (None, "cpu"):
         return
     raise ValueError(
-        f"device {device!r}: this version computes on 'cpu'; GPU kernels are compiled and checked "
-        "without a device (docs/gpu.md)"
+        f"device {device!r}: tensors of this version are on 'cpu'; within "
+        "`with mg.device('emulated:sm_80')` GPU kernels run on them (docs/emulator.md)"
     )
 
 

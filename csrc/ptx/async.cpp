@@ -1,0 +1,285 @@
+// cp.async and mbarriers.
+//
+// The copies of cp.async read global memory at once and write shared memory when they are waited
+// for; until then the bytes are marked pending, so an early read is found although the stale value is
+// there. Groups are a thread's own: a group lists the lanes that still wait for it.
+#include "async.h"
+#include "lanes.h"
+
+namespace ptx {
+
+void in_flight(Block& b, i64 bytes) {
+    b.in_flight += u64(bytes);
+    if (b.in_flight > b.worker->in_flight_max) b.worker->in_flight_max = b.in_flight;
+}
+
+u32 shared_offset(const Code*, int lane, u64 at) {
+    u64 high = at >> 32 << 32;
+    if (high == kSharedWindow) at -= kSharedWindow;
+    if (at >> 32) fail(Kind::OUT_OF_BOUNDS, lane, at, "the address " + hex(at) + " is not in shared memory");
+    return u32(at);
+}
+
+namespace {
+
+// ---- cp.async ----
+
+void land(Warp& w, const Copy& copy) {
+    Block& b = *w.block;
+    std::memcpy(b.shared.data() + copy.to, copy.data, copy.bytes);
+    in_flight(b, -i64(copy.bytes));
+    if (!b.checking) return;
+    std::memset(b.state.data() + copy.to, kInit, copy.bytes);
+    if (!b.racing) return;
+    u64 mine = entry_for(b, w.id, copy.instruction, false);
+    for (u32 i = copy.to >> 2; i <= (copy.to + copy.bytes - 1) >> 2; ++i) b.writers[i] = mine;
+}
+
+const Code* copy_async(Warp& w, const Code* c, u32 mask) {
+    Block& b = *w.block;
+    u32 bytes = c->n;
+    i64 displacement = i32(c->aux);
+    bool ignores = c->has(flag::SAT);
+    u32 ignored = ignores && c->s[2] != kNone ? predicate(w, c->s[2]) : 0;
+    const u32* sizes = !ignores && c->s[2] != kNone ? row<u32>(w, c->s[2]) : nullptr;
+    const u64* global = row<u64>(w, c->s[1]);
+    alignas(64) u64 to[kLanes], from[kLanes];
+    addresses(w, c, to);
+    u32 reading = 0;
+    auto& copies = w.open.copies;
+    const Range* range = nullptr;  // of the lane before
+    for (u32 m = mask; m; m &= m - 1) {
+        int l = first_lane(m);
+        from[l] = global[l] + u64(displacement);
+        u32 wanted = ignored >> l & 1 ? 0 : sizes ? sizes[l] : bytes;
+        if (wanted > bytes) fail(Kind::ILLEGAL, l, wanted, "cp.async of " + std::to_string(bytes) + " bytes with a source of " + std::to_string(wanted));
+        copies.emplace_back();
+        Copy& copy = copies.back();
+        copy.lane = u32(l);
+        copy.bytes = bytes;
+        copy.instruction = c->index;
+        copy.to = shared_offset(c, l, to[l]);
+        if (wanted) {
+            const u8* host;
+            u64 offset = range ? from[l] - range->base : 0;
+            if (range && offset < range->bytes && range->bytes - offset >= wanted && (from[l] & (bytes - 1)) == 0) {
+                host = reinterpret_cast<const u8*>(range->host) + offset;
+            } else {
+                host = locate_global(w, c, l, from[l], wanted, bytes, Access::READ);
+                range = &b.launch->ranges[b.worker->range_of[c->index]];
+            }
+            if (wanted == 16) {
+                std::memcpy(copy.data, host, 16);
+            } else {
+                std::memset(copy.data, 0, sizeof(copy.data));
+                std::memcpy(copy.data, host, wanted);
+            }
+            reading |= 1u << l;
+        } else {
+            std::memset(copy.data, 0, sizeof(copy.data));
+        }
+        if (copy.to > b.shared_bytes || b.shared_bytes - copy.to < bytes) {
+            fail(Kind::OUT_OF_BOUNDS, l, copy.to, "cp.async writes " + std::to_string(bytes) + " bytes of shared memory at " +
+                 std::to_string(copy.to) + "; the block has " + std::to_string(b.shared_bytes) + " bytes");
+        }
+        if (copy.to & (bytes - 1)) fail(Kind::MISALIGNED, l, copy.to, "cp.async writes shared memory at " + std::to_string(copy.to) + ", which is not a multiple of " + std::to_string(bytes));
+        if (b.checking && bytes == 16) {
+            touch_write16(w, c, l, copy.to, kPending);
+        } else if (b.checking) {
+            touch_write(w, c, l, copy.to, bytes, kPending);
+        }
+    }
+    w.suspect = Suspect{};
+    in_flight(b, i64(bytes) * __builtin_popcount(mask));
+    if (b.worker->count_memory && reading) count_global(w, c, reading, from, bytes);
+    return c + 1;
+}
+
+void land_for(Warp& w, std::vector<Copy>& copies, u32 lanes) {
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+        if (lanes >> copies[i].lane & 1) {
+            land(w, copies[i]);
+        } else {
+            copies[kept++] = copies[i];
+        }
+    }
+    copies.resize(kept);
+}
+
+const Code* commit(Warp& w, const Code* c, u32 mask) {
+    CopyGroup group;
+    group.mask = mask;
+    if (mask == w.live) {
+        group.copies.swap(w.open.copies);
+    } else {
+        std::vector<Copy> kept;
+        for (const Copy& copy : w.open.copies) (mask >> copy.lane & 1 ? group.copies : kept).push_back(copy);
+        w.open.copies.swap(kept);
+    }
+    w.groups.push_back(std::move(group));
+    return c + 1;
+}
+
+// All but the latest `newest` groups of each lane of `mask`.
+void wait_groups(Warp& w, u32 mask, u32 newest) {
+    u32 seen[kLanes] = {};
+    std::vector<u32> ready(w.groups.size());
+    for (std::size_t g = w.groups.size(); g-- > 0;) {
+        for (u32 m = w.groups[g].mask & mask; m; m &= m - 1) {
+            int l = first_lane(m);
+            if (seen[l]++ >= newest) ready[g] |= 1u << l;
+        }
+    }
+    for (std::size_t g = 0; g < w.groups.size(); ++g) {  // oldest first: the last write stands
+        if (!ready[g]) continue;
+        CopyGroup& group = w.groups[g];
+        land_for(w, group.copies, ready[g]);
+        group.mask &= ~ready[g];
+    }
+    while (!w.groups.empty() && w.groups.front().mask == 0) w.groups.pop_front();
+}
+
+const Code* wait(Warp& w, const Code* c, u32 mask) {
+    wait_groups(w, mask, c->imm < 0 ? 0 : u32(c->imm));
+    if (c->imm < 0) land_for(w, w.open.copies, mask);
+    return c + 1;
+}
+
+// The copies land now, in place of some time before the barrier's phase ends.
+const Code* arrive_after_copies(Warp& w, const Code* c, u32 mask) {
+    wait_groups(w, mask, 0);
+    land_for(w, w.open.copies, mask);
+    alignas(64) u64 at[kLanes];
+    addresses(w, c, at);
+    for (u32 m = mask; m; m &= m - 1) {
+        int l = first_lane(m);
+        u32 where = shared_offset(c, l, at[l]);
+        if (!c->has(flag::SAT)) {  // without .noinc the arrival is one that was not expected
+            u8* p = mbarrier_at(w, c, l, where);
+            Mbarrier b = Mbarrier::load(p);
+            ++b.pending;
+            b.store(p);
+        }
+        arrive(w, c, l, where, 1, false);
+    }
+    return c + 1;
+}
+
+// ---- mbarrier ----
+
+const Code* mbarrier(Warp& w, const Code* c, u32 mask) {
+    Block& block = *w.block;
+    MbarOp op = static_cast<MbarOp>(c->sub);
+    alignas(64) u64 at[kLanes];
+    addresses(w, c, at);
+    u32 passed = 0;
+    bool waits = op >= MbarOp::TEST_WAIT && op <= MbarOp::TRY_WAIT_PARITY;
+    for (u32 m = mask; m; m &= m - 1) {
+        int l = first_lane(m);
+        u32 where = shared_offset(c, l, at[l]);
+        auto operand = [&](int k, u32 absent) { return c->s[k] == kNone ? absent : row<u32>(w, c->s[k])[l]; };
+        if (op == MbarOp::INIT) {
+            u32 count = operand(1, 0);
+            if (count == 0 || count > 0xFFFFF) fail(Kind::ILLEGAL, l, count, "mbarrier.init with a count of " + std::to_string(count) + "; expected 1 to 2^20 - 1");
+            u8* p = locate_shared(w, c, l, where, 8, 8, Access::WRITE);
+            w.suspect = Suspect{};
+            Mbarrier{count, count, 0, 0}.store(p);
+            ++block.events;
+            continue;
+        }
+        u8* p = mbarrier_at(w, c, l, where);
+        Mbarrier b = Mbarrier::load(p);
+        switch (op) {
+            case MbarOp::INVAL:
+                if (block.checking) std::memset(block.state.data() + where, 0, 8);
+                break;
+            case MbarOp::ARRIVE: case MbarOp::ARRIVE_DROP: case MbarOp::ARRIVE_EXPECT:
+                if (c->d[0] != kNone) row<u64>(w, c->d[0])[l] = b.value();
+                if (op == MbarOp::ARRIVE_EXPECT) {
+                    b.bytes += i32(operand(1, 0));
+                    b.store(p);
+                }
+                arrive(w, c, l, where, operand(op == MbarOp::ARRIVE_EXPECT ? 2 : 1, 1), op == MbarOp::ARRIVE_DROP);
+                break;
+            case MbarOp::EXPECT_TX: case MbarOp::COMPLETE_TX:
+                b.bytes += op == MbarOp::EXPECT_TX ? i32(operand(1, 0)) : -i32(operand(1, 0));
+                b.settle();
+                b.store(p);
+                ++block.events;
+                break;
+            default: {
+                bool by_parity = op == MbarOp::TEST_WAIT_PARITY || op == MbarOp::TRY_WAIT_PARITY;
+                u32 phase = by_parity ? row<u32>(w, c->s[1])[l] & 1 : Mbarrier::from(row<u64>(w, c->s[1])[l]).phase;
+                if (b.phase == phase && complete_bulk_on(block, where)) b = Mbarrier::load(p);
+                if (b.phase == phase) break;
+                passed |= 1u << l;
+                if (block.racing) acquire_clocks(w, block.mbarrier_clocks[where]);
+            }
+        }
+    }
+    if (!waits) return c + 1;
+    set_predicate(w, c->d[0], mask, passed);
+    if (passed == mask) return c + 1;
+    return poll_failed(w, c->index + 1);
+}
+
+const Code* pending_count(Warp& w, const Code* c, u32 mask) {
+    const u64* state = row<u64>(w, c->s[1]);
+    fill<u32>(w, c->d[0], mask, [=](int l) { return Mbarrier::from(state[l]).pending; });
+    return c + 1;
+}
+
+}  // namespace
+
+u8* mbarrier_at(Warp& w, const Code*, int lane, u32 at) {
+    Block& b = *w.block;
+    if (at > b.shared_bytes || b.shared_bytes - at < 8) {
+        fail(Kind::OUT_OF_BOUNDS, lane, at, "an mbarrier at " + std::to_string(at) + "; the block has " + std::to_string(b.shared_bytes) + " bytes of shared memory");
+    }
+    if (at & 7) fail(Kind::MISALIGNED, lane, at, "an mbarrier at " + std::to_string(at) + ", which is not a multiple of 8");
+    if ((b.launch->checks & check::UNINIT) && !(b.state[at] & kInit)) {
+        fail(Kind::UNINITIALIZED, lane, at, "uses an mbarrier at " + std::to_string(at) + ", which was not initialised");
+    }
+    return b.shared.data() + at;
+}
+
+void arrive(Warp& w, const Code* c, int lane, u32 at, u32 count, bool drop) {
+    u8* p = mbarrier_at(w, c, lane, at);
+    Mbarrier b = Mbarrier::load(p);
+    if (count == 0 || count > b.pending) {
+        fail(Kind::BARRIER_MISMATCH, lane, at, std::to_string(count) + " arrivals at an mbarrier that waits for " + std::to_string(b.pending) + " of " + std::to_string(b.expected));
+    }
+    if (w.block->racing) release_clocks(w, w.block->mbarrier_clocks[at]);
+    b.pending -= count;
+    if (drop) b.expected -= count;
+    b.settle();
+    b.store(p);
+    ++w.block->events;
+}
+
+Form resolve_async(const Code& c) {
+    std::string at = c.has(flag::A64) ? "2" : "1";
+    switch (c.op) {
+        case Op::CPASYNC:
+            if (c.n != 4 && c.n != 8 && c.n != 16) return {};
+            return {copy_async, "--", at + "2" + (c.has(flag::SAT) ? "P" : "A") + "-"};
+        case Op::CPASYNC_COMMIT: return {commit, "--", "----"};
+        case Op::CPASYNC_WAIT: return {wait, "--", "----"};
+        case Op::CPASYNC_MBAR: return {arrive_after_copies, "--", at + "---"};
+        default: break;
+    }
+    if (c.sub > static_cast<u8>(MbarOp::PENDING_COUNT)) return {};
+    switch (static_cast<MbarOp>(c.sub)) {
+        case MbarOp::INIT: return {mbarrier, "--", at + "1--"};
+        case MbarOp::INVAL: return {mbarrier, "--", at + "---"};
+        case MbarOp::ARRIVE: case MbarOp::ARRIVE_DROP: case MbarOp::ARRIVE_EXPECT:
+            return {mbarrier, "B-", at + "AA-"};
+        case MbarOp::EXPECT_TX: case MbarOp::COMPLETE_TX: return {mbarrier, "--", at + "1--"};
+        case MbarOp::TEST_WAIT: case MbarOp::TRY_WAIT: return {mbarrier, "P-", at + "2--"};
+        case MbarOp::TEST_WAIT_PARITY: case MbarOp::TRY_WAIT_PARITY: return {mbarrier, "P-", at + "1--"};
+        default: return {pending_count, "1-", "-2--"};
+    }
+}
+
+}  // namespace ptx

@@ -1,0 +1,155 @@
+// What is known about each byte and word of a block's shared memory, and the checks made of it.
+//
+// A byte's state: initialised, the target of an asynchronous copy that was not waited for, or the
+// source of one. A word's last writer and reader: stamp << 39 | part of a word << 38 | agent << 32 |
+// instruction, where the stamp is the block's clock `now` and the agent a warp or the bulk copies.
+// An access is ordered after another if it is of the same warp, or if its warp has acquired a clock
+// not below the other's stamp (vector clocks over barriers, mbarriers and atomics).
+#pragma once
+
+#include "machine.h"
+
+namespace ptx {
+
+constexpr u8 kInit = 1, kPending = 2, kReading = 4;
+constexpr u64 kEveryByte = 0x0101010101010101ull;
+
+inline u64 stamp_of(u64 entry) { return entry >> 39; }
+inline u32 agent_of(u64 entry) { return entry >> 32 & 63; }
+inline u64 entry_for(const Block& b, u32 agent, u32 instruction, bool part) {
+    return u64(b.now) << 39 | u64(part) << 38 | u64(agent) << 32 | instruction;
+}
+
+[[noreturn]] void report_state(const Warp& w, const Code* c, int lane, u32 at, u32 bytes, bool write);
+void report_race(Warp& w, const Code* c, int lane, u32 at, u64 entry, bool write, bool other_write, bool part);
+
+inline bool state_bad(const Block& b, const u8* s, u32 bytes) {
+    u64 bad = 0;
+    u32 i = 0;
+    for (; i + 8 <= bytes; i += 8) {
+        u64 x;
+        std::memcpy(&x, s + i, 8);
+        bad |= (x & b.state_mask) ^ b.state_want;
+    }
+    for (; i < bytes; ++i) bad |= ((s[i] & b.state_mask) ^ b.state_want) & 0xFF;
+    return bad != 0;
+}
+
+inline void order(Warp& w, const Code* c, int lane, u32 at, u64 entry, bool write, bool other_write, bool part) {
+    u32 agent = agent_of(entry);
+    if (agent == w.id || stamp_of(entry) <= w.clocks.at[agent]) return;
+    report_race(w, c, lane, at, entry, write, other_write, part);
+}
+
+// `lane` is the first of them when an access of several lanes is looked at in one piece.
+inline void touch_read(Warp& w, const Code* c, int lane, u32 at, u32 bytes) {
+    Block& b = *w.block;
+    if (state_bad(b, b.state.data() + at, bytes)) report_state(w, c, lane, at, bytes, false);
+    if (!b.racing) return;
+    bool part = (bytes | at) & 3;
+    u64 mine = entry_for(b, w.id, c->index, part);
+    u32 first = at >> 2, last = (at + bytes - 1) >> 2;
+    u64 safe = (u64(w.safe) + 1) << 39;
+    u64 newest = 0;
+    for (u32 i = first; i <= last; ++i) newest = b.writers[i] > newest ? b.writers[i] : newest;
+    if (newest >= safe) {
+        for (u32 i = first; i <= last; ++i) {
+            if (b.writers[i] >= safe) order(w, c, lane, i * 4, b.writers[i], false, true, part);
+        }
+    }
+    for (u32 i = first; i <= last; ++i) b.readers[i] = mine;
+}
+
+// The common cases in few instructions: 16 aligned bytes.
+inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
+    Block& b = *w.block;
+    const u8* state = b.state.data();
+    u64 want = b.state_want, look = b.state_mask;
+    u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
+    const u64* all_writers = b.writers.data();
+    u64* all_readers = b.readers.data();
+    bool racing = b.racing;
+    for (u32 m = mask; m; m &= m - 1) {
+        int l = first_lane(m);
+        u64 x, y;
+        std::memcpy(&x, state + at[l], 8);
+        std::memcpy(&y, state + at[l] + 8, 8);
+        if (__builtin_expect((((x & look) ^ want) | ((y & look) ^ want)) != 0, 0)) report_state(w, c, l, u32(at[l]), 16, false);
+        if (!racing) continue;
+        const u64* writers = all_writers + (at[l] >> 2);
+        u64* readers = all_readers + (at[l] >> 2);
+        bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe);
+        if (fresh) touch_read(w, c, l, u32(at[l]), 16);
+        readers[0] = readers[1] = readers[2] = readers[3] = mine;
+    }
+}
+
+inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 set = kInit) {
+    Block& b = *w.block;
+    u8* s = b.state.data() + at;
+    u8 seen = 0;
+    for (u32 i = 0; i < bytes; ++i) seen |= s[i];
+    if (seen & (kPending | kReading)) report_state(w, c, lane, at, bytes, true);
+    for (u32 i = 0; i < bytes; ++i) s[i] |= set;
+    if (!b.racing) return;
+    bool part = (bytes | at) & 3;
+    u64 mine = entry_for(b, w.id, c->index, part);
+    u32 first = at >> 2, last = (at + bytes - 1) >> 2;
+    u64 safe = (u64(w.safe) + 1) << 39;
+    u64 newest = 0;
+    for (u32 i = first; i <= last; ++i) {
+        u64 x = b.writers[i] > b.readers[i] ? b.writers[i] : b.readers[i];
+        newest = x > newest ? x : newest;
+    }
+    if (newest >= safe) {
+        for (u32 i = first; i <= last; ++i) {
+            if (b.writers[i] >= safe) order(w, c, lane, i * 4, b.writers[i], true, true, part);
+            if (w.suspect.instruction != kNone) return;
+            if (b.readers[i] >= safe) order(w, c, lane, i * 4, b.readers[i], true, false, part);
+        }
+    }
+    for (u32 i = first; i <= last; ++i) b.writers[i] = mine;
+}
+
+inline void touch_write16(Warp& w, const Code* c, int lane, u32 at, u8 set = kInit) {
+    Block& b = *w.block;
+    u64 x, y;
+    std::memcpy(&x, b.state.data() + at, 8);
+    std::memcpy(&y, b.state.data() + at + 8, 8);
+    if (((x | y) & (kPending | kReading) * kEveryByte) != 0) report_state(w, c, lane, at, 16, true);
+    u64 safe = (u64(w.safe) + 1) << 39;
+    u64* writers = b.writers.data() + (at >> 2);
+    const u64* readers = b.readers.data() + (at >> 2);
+    bool fresh = b.racing;
+    if (fresh) {
+        fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe) |
+                (readers[0] >= safe) | (readers[1] >= safe) | (readers[2] >= safe) | (readers[3] >= safe);
+    }
+    if (fresh) return touch_write(w, c, lane, at, 16, set);
+    x |= set * kEveryByte;
+    y |= set * kEveryByte;
+    std::memcpy(b.state.data() + at, &x, 8);
+    std::memcpy(b.state.data() + at + 8, &y, 8);
+    if (b.racing) writers[0] = writers[1] = writers[2] = writers[3] = entry_for(b, w.id, c->index, false);
+}
+
+// ---- addresses ----
+
+enum class Access : u8 { READ, WRITE, ATOMIC };
+
+// Where the lanes of a memory instruction point: host addresses, checked and counted.
+struct Located {
+    u8* at[kLanes];
+    bool contiguous;  // all 32 lanes, one after the other
+};
+void addresses(const Warp& w, const Code* c, u64* at);
+void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access, Located* out);
+// One access of a lane, for what is no plain load or store.
+u8* locate_global(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align, Access access);
+u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align, Access access);
+// Sixteen aligned bytes for each lane of `mask`.
+void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to);
+void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u32 per_phase);
+void count_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes);
+
+}  // namespace ptx
