@@ -46,7 +46,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_docstring_examples() -> None:
     attempted = 0
     for name in MODULES:
-        if "_kernels_" in name or ".kernels." in name or name.endswith(("__main__", "peer_torch")):
+        built = "._kernels_" in name or "._ptx_" in name  # perhaps for a newer processor
+        if built or ".kernels." in name or name.endswith(("__main__", "peer_torch")):
             continue
         failed, n = doctest.testmod(importlib.import_module(name))
         assert failed == 0, name
