@@ -70,6 +70,14 @@ void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u3
     for (u32 start = 0; start < 32; start += per_phase) {
         u32 m = mask & (phase_mask << start);
         if (!m) continue;
+        u32 seen = 0, lanes = 0;
+        for (u32 k = m; k; k &= k - 1, ++lanes) seen |= 1u << (at[first_lane(k)] >> unit_shift & (banks - 1));
+        if (u32(__builtin_popcount(seen)) == lanes) {  // every lane has a bank of its own
+            waves += 1;
+            ideal += 1;
+            places += lanes;
+            continue;
+        }
         u64 units[kLanes];
         u8 next[kLanes], head[32], depth[32];
         std::memset(head, 0xFF, banks);

@@ -80,18 +80,30 @@ inline void transpose8(V8* r) {
 // eight rows of eight, and back.
 inline void rows_of_fragment(const float* even, const float* odd, V8* rows) {
     for (int i = 0; i < 8; ++i) {
+#if defined(__AVX2__)
+        __m128 e = _mm_loadu_ps(even + 4 * i), o = _mm_loadu_ps(odd + 4 * i);
+        rows[i] = _mm256_set_m128(_mm_unpackhi_ps(e, o), _mm_unpacklo_ps(e, o));
+#else
+        rows[i] = V8{};
         for (int j = 0; j < 4; ++j) {
             rows[i][2 * j] = even[4 * i + j];
             rows[i][2 * j + 1] = odd[4 * i + j];
         }
+#endif
     }
 }
 inline void fragment_of_rows(const V8* rows, float* even, float* odd) {
     for (int i = 0; i < 8; ++i) {
+#if defined(__AVX2__)
+        __m128 low = _mm256_castps256_ps128(rows[i]), high = _mm256_extractf128_ps(rows[i], 1);
+        _mm_storeu_ps(even + 4 * i, _mm_shuffle_ps(low, high, 0x88));
+        _mm_storeu_ps(odd + 4 * i, _mm_shuffle_ps(low, high, 0xDD));
+#else
         for (int j = 0; j < 4; ++j) {
             even[4 * i + j] = rows[i][2 * j];
             odd[4 * i + j] = rows[i][2 * j + 1];
         }
+#endif
     }
 }
 
