@@ -1,5 +1,5 @@
-// Pieces that mma and wgmma share. Products are exact in float; sums are taken in float, in order of
-// k, starting from the accumulator.
+// Pieces that mma and wgmma share. Products are exact in float; sums are taken in float, in order
+// of k, starting from the accumulator.
 #pragma once
 
 #include "lanes.h"
@@ -123,14 +123,21 @@ inline void multiply_rows(V8* rows, const float* a, int stride, const V8* b, int
         c6 = multiply_add(splat8(p[6 * stride]), x, c6);
         c7 = multiply_add(splat8(p[7 * stride]), x, c7);
     }
-    rows[0] = c0; rows[1] = c1; rows[2] = c2; rows[3] = c3;
-    rows[4] = c4; rows[5] = c5; rows[6] = c6; rows[7] = c7;
+    rows[0] = c0;
+    rows[1] = c1;
+    rows[2] = c2;
+    rows[3] = c3;
+    rows[4] = c4;
+    rows[5] = c5;
+    rows[6] = c6;
+    rows[7] = c7;
 }
 
 // One element of a matrix operand, from its bytes.
 inline float element_of(const u8* p, Type t) {
     switch (t) {
-        case Type::F16: case Type::BF16: {
+        case Type::F16:
+        case Type::BF16: {
             u16 h;
             std::memcpy(&h, p, 2);
             return t == Type::F16 ? half_to_float(h) : bf16_to_float(h);
@@ -140,9 +147,12 @@ inline float element_of(const u8* p, Type t) {
             std::memcpy(&x, p, 4);
             return bits<float>(x & 0xFFFFE000u);
         }
-        case Type::E4M3: return float(decode(*p, kE4m3));
-        case Type::E5M2: return float(decode(*p, kE5m2));
-        default: return 0;
+        case Type::E4M3:
+            return float(decode(*p, kE4m3));
+        case Type::E5M2:
+            return float(decode(*p, kE5m2));
+        default:
+            return 0;
     }
 }
 
