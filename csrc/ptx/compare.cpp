@@ -178,7 +178,7 @@ Compare compare_of(Type t, Cmp cmp, bool ftz) {
 u32 upper_half(const Warp& w, const Code* c) {
     const u32* a = row<u32>(w, c->s[0]);
     const u32* b = row<u32>(w, c->s[1]);
-    // Through a warp of shifted rows would copy more: shift into two rows of our own.
+    // The comparison reads low halves: it sees the upper ones shifted into two rows of our own.
     alignas(64) u32 shifted[2][kLanes];
     for (int l = 0; l < kLanes; ++l) {
         shifted[0][l] = a[l] >> 16;

@@ -313,7 +313,6 @@ struct Worker {
     const Launch* launch = nullptr;
     std::vector<Count> counts;
     std::vector<MemoryCount> memory;
-    struct Pattern;
     std::vector<u32> range_of;  // an instruction's last range
     u64 barriers = 0;
     u64 in_flight_max = 0;

@@ -132,7 +132,7 @@ void allocate(Block& b, const Launch& launch, Worker& worker) {
     }
 }
 
-void start(Block& b, u64 rank, bool first) {
+void start(Block& b, u64 rank) {
     const Launch& launch = *b.launch;
     const Program& p = *launch.program;
     b.rank = rank;
@@ -181,7 +181,6 @@ void start(Block& b, u64 rank, bool first) {
         // needs them again because they were cleared.
         set_constants(launch, b, w);
     }
-    (void)first;
 }
 
 // ---- running ----
@@ -357,7 +356,7 @@ void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector
             b = std::make_unique<Block>();
             allocate(*b, launch, worker);
         }
-        start(*b, next++, false);
+        start(*b, next++);
         resident.push_back(std::move(b));
     };
     std::size_t turn_of = 0;
@@ -409,7 +408,7 @@ void run_independent(const Launch& launch, Worker& worker, Shared& shared, u64 n
     for (;;) {
         u64 rank = shared.next++;
         if (rank >= n_blocks || rank > shared.stop_at) return;
-        start(b, rank, false);
+        start(b, rank);
         if (launch.seed) worker.random.state = launch.seed * 0x9E3779B97F4A7C15ull + rank;
         try {
             run_block(b);
