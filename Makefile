@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*.cpp csrc/*.h) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/ptx/*.cpp csrc/ptx/*.h) setup.py pyproject.toml
 
 .PHONY: train test bench lint clean
 
@@ -19,7 +19,7 @@ bench: $(VENV)/.built  ## kernels and training steps, with ratios to torch where
 lint: $(VENV)/.built  ## formatting, lint and types
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[lint]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h $(wildcard kernels/cu/*.cu*)
+	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/ptx/*.cpp csrc/ptx/*.h $(wildcard kernels/cu/*.cu*)
 
 $(VENV)/.built: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("minigrad needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

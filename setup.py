@@ -73,6 +73,10 @@ def kernels(level: str) -> Extension:
     return extension(name, KERNELS, [f"-DMG_MODULE_NAME={name}", *LEVELS[level]])
 
 
+# Vector types of the compiler elsewhere; no x86-64 machine of interest lacks AVX2.
+EMULATOR_LEVELS = [level for level in LEVELS if level != "generic"] or ["generic"]
+
+
 def emulator(level: str) -> Extension:
     name = f"_ptx_{level}"
     # Rows of registers are read as several types.

@@ -211,7 +211,7 @@ def starter(launch: gpu.TritonLaunch | CudaStart, compiled: Any, **options: Any)
     given = parameters(launch, compiled, grid)
     shared = options.pop("shared_bytes", compiled.shared_bytes)
     text = options.pop("text", compiled.text)
-    options = {"limits": STEPS, **options}
+    options = {"limits": {"steps": 1_000_000}, **options}
 
     def start() -> Any:
         return ptx.run(

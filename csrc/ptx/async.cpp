@@ -1,8 +1,8 @@
 // cp.async and mbarriers.
 //
 // The copies of cp.async read global memory at once and write shared memory when they are waited
-// for; until then the bytes are marked pending, so an early read is found although the stale value is
-// there. Groups are a thread's own: a group lists the lanes that still wait for it.
+// for; until then the bytes are marked pending, so an early read is found although the stale value
+// is there. Groups are a thread's own: a group lists the lanes that still wait for it.
 #include "async.h"
 #include "lanes.h"
 
@@ -16,7 +16,8 @@ void in_flight(Block& b, i64 bytes) {
 u32 shared_offset(const Code*, int lane, u64 at) {
     u64 high = at >> 32 << 32;
     if (high == kSharedWindow) at -= kSharedWindow;
-    if (at >> 32) fail(Kind::OUT_OF_BOUNDS, lane, at, "the address " + hex(at) + " is not in shared memory");
+    if (at >> 32)
+        fail(Kind::OUT_OF_BOUNDS, lane, at, "the address " + hex(at) + " is not in shared memory");
     return u32(at);
 }
 
@@ -52,7 +53,10 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
         int l = first_lane(m);
         from[l] = global[l] + u64(displacement);
         u32 wanted = ignored >> l & 1 ? 0 : sizes ? sizes[l] : bytes;
-        if (wanted > bytes) fail(Kind::ILLEGAL, l, wanted, "cp.async of " + std::to_string(bytes) + " bytes with a source of " + std::to_string(wanted));
+        if (wanted > bytes)
+            fail(Kind::ILLEGAL, l, wanted,
+                 "cp.async of " + std::to_string(bytes) + " bytes with a source of " +
+                     std::to_string(wanted));
         copies.emplace_back();
         Copy& copy = copies.back();
         copy.lane = u32(l);
@@ -62,7 +66,8 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
         if (wanted) {
             const u8* host;
             u64 offset = range ? from[l] - range->base : 0;
-            if (range && offset < range->bytes && range->bytes - offset >= wanted && (from[l] & (bytes - 1)) == 0) {
+            if (range && offset < range->bytes && range->bytes - offset >= wanted &&
+                (from[l] & (bytes - 1)) == 0) {
                 host = reinterpret_cast<const u8*>(range->host) + offset;
             } else {
                 host = locate_global(w, c, l, from[l], wanted, bytes, Access::READ);
@@ -79,10 +84,15 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
             std::memset(copy.data, 0, sizeof(copy.data));
         }
         if (copy.to > b.shared_bytes || b.shared_bytes - copy.to < bytes) {
-            fail(Kind::OUT_OF_BOUNDS, l, copy.to, "cp.async writes " + std::to_string(bytes) + " bytes of shared memory at " +
-                 std::to_string(copy.to) + "; the block has " + std::to_string(b.shared_bytes) + " bytes");
+            fail(Kind::OUT_OF_BOUNDS, l, copy.to,
+                 "cp.async writes " + std::to_string(bytes) + " bytes of shared memory at " +
+                     std::to_string(copy.to) + "; the block has " + std::to_string(b.shared_bytes) +
+                     " bytes");
         }
-        if (copy.to & (bytes - 1)) fail(Kind::MISALIGNED, l, copy.to, "cp.async writes shared memory at " + std::to_string(copy.to) + ", which is not a multiple of " + std::to_string(bytes));
+        if (copy.to & (bytes - 1))
+            fail(Kind::MISALIGNED, l, copy.to,
+                 "cp.async writes shared memory at " + std::to_string(copy.to) +
+                     ", which is not a multiple of " + std::to_string(bytes));
         if (b.checking && bytes == 16) {
             touch_write16(w, c, l, copy.to, kPending);
         } else if (b.checking) {
@@ -114,7 +124,8 @@ const Code* commit(Warp& w, const Code* c, u32 mask) {
         group.copies.swap(w.open.copies);
     } else {
         std::vector<Copy> kept;
-        for (const Copy& copy : w.open.copies) (mask >> copy.lane & 1 ? group.copies : kept).push_back(copy);
+        for (const Copy& copy : w.open.copies)
+            (mask >> copy.lane & 1 ? group.copies : kept).push_back(copy);
         w.open.copies.swap(kept);
     }
     w.groups.push_back(std::move(group));
@@ -178,10 +189,15 @@ const Code* mbarrier(Warp& w, const Code* c, u32 mask) {
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
         u32 where = shared_offset(c, l, at[l]);
-        auto operand = [&](int k, u32 absent) { return c->s[k] == kNone ? absent : row<u32>(w, c->s[k])[l]; };
+        auto operand = [&](int k, u32 absent) {
+            return c->s[k] == kNone ? absent : row<u32>(w, c->s[k])[l];
+        };
         if (op == MbarOp::INIT) {
             u32 count = operand(1, 0);
-            if (count == 0 || count > 0xFFFFF) fail(Kind::ILLEGAL, l, count, "mbarrier.init with a count of " + std::to_string(count) + "; expected 1 to 2^20 - 1");
+            if (count == 0 || count > 0xFFFFF)
+                fail(Kind::ILLEGAL, l, count,
+                     "mbarrier.init with a count of " + std::to_string(count) +
+                         "; expected 1 to 2^20 - 1");
             u8* p = locate_shared(w, c, l, where, 8, 8, Access::WRITE);
             w.suspect = Suspect{};
             Mbarrier{count, count, 0, 0}.store(p);
@@ -194,15 +210,19 @@ const Code* mbarrier(Warp& w, const Code* c, u32 mask) {
             case MbarOp::INVAL:
                 if (block.checking) std::memset(block.state.data() + where, 0, 8);
                 break;
-            case MbarOp::ARRIVE: case MbarOp::ARRIVE_DROP: case MbarOp::ARRIVE_EXPECT:
+            case MbarOp::ARRIVE:
+            case MbarOp::ARRIVE_DROP:
+            case MbarOp::ARRIVE_EXPECT:
                 if (c->d[0] != kNone) row<u64>(w, c->d[0])[l] = b.value();
                 if (op == MbarOp::ARRIVE_EXPECT) {
                     b.bytes += i32(operand(1, 0));
                     b.store(p);
                 }
-                arrive(w, c, l, where, operand(op == MbarOp::ARRIVE_EXPECT ? 2 : 1, 1), op == MbarOp::ARRIVE_DROP);
+                arrive(w, c, l, where, operand(op == MbarOp::ARRIVE_EXPECT ? 2 : 1, 1),
+                       op == MbarOp::ARRIVE_DROP);
                 break;
-            case MbarOp::EXPECT_TX: case MbarOp::COMPLETE_TX:
+            case MbarOp::EXPECT_TX:
+            case MbarOp::COMPLETE_TX:
                 b.bytes += op == MbarOp::EXPECT_TX ? i32(operand(1, 0)) : -i32(operand(1, 0));
                 b.settle();
                 b.store(p);
@@ -210,7 +230,8 @@ const Code* mbarrier(Warp& w, const Code* c, u32 mask) {
                 break;
             default: {
                 bool by_parity = op == MbarOp::TEST_WAIT_PARITY || op == MbarOp::TRY_WAIT_PARITY;
-                u32 phase = by_parity ? row<u32>(w, c->s[1])[l] & 1 : Mbarrier::from(row<u64>(w, c->s[1])[l]).phase;
+                u32 phase = by_parity ? row<u32>(w, c->s[1])[l] & 1
+                                      : Mbarrier::from(row<u64>(w, c->s[1])[l]).phase;
                 if (b.phase == phase && complete_bulk_on(block, where)) b = Mbarrier::load(p);
                 if (b.phase == phase) break;
                 passed |= 1u << l;
@@ -235,11 +256,16 @@ const Code* pending_count(Warp& w, const Code* c, u32 mask) {
 u8* mbarrier_at(Warp& w, const Code*, int lane, u32 at) {
     Block& b = *w.block;
     if (at > b.shared_bytes || b.shared_bytes - at < 8) {
-        fail(Kind::OUT_OF_BOUNDS, lane, at, "an mbarrier at " + std::to_string(at) + "; the block has " + std::to_string(b.shared_bytes) + " bytes of shared memory");
+        fail(Kind::OUT_OF_BOUNDS, lane, at,
+             "an mbarrier at " + std::to_string(at) + "; the block has " +
+                 std::to_string(b.shared_bytes) + " bytes of shared memory");
     }
-    if (at & 7) fail(Kind::MISALIGNED, lane, at, "an mbarrier at " + std::to_string(at) + ", which is not a multiple of 8");
+    if (at & 7)
+        fail(Kind::MISALIGNED, lane, at,
+             "an mbarrier at " + std::to_string(at) + ", which is not a multiple of 8");
     if ((b.launch->checks & check::UNINIT) && !(b.state[at] & kInit)) {
-        fail(Kind::UNINITIALIZED, lane, at, "uses an mbarrier at " + std::to_string(at) + ", which was not initialised");
+        fail(Kind::UNINITIALIZED, lane, at,
+             "uses an mbarrier at " + std::to_string(at) + ", which was not initialised");
     }
     return b.shared.data() + at;
 }
@@ -248,7 +274,9 @@ void arrive(Warp& w, const Code* c, int lane, u32 at, u32 count, bool drop) {
     u8* p = mbarrier_at(w, c, lane, at);
     Mbarrier b = Mbarrier::load(p);
     if (count == 0 || count > b.pending) {
-        fail(Kind::BARRIER_MISMATCH, lane, at, std::to_string(count) + " arrivals at an mbarrier that waits for " + std::to_string(b.pending) + " of " + std::to_string(b.expected));
+        fail(Kind::BARRIER_MISMATCH, lane, at,
+             std::to_string(count) + " arrivals at an mbarrier that waits for " +
+                 std::to_string(b.pending) + " of " + std::to_string(b.expected));
     }
     if (w.block->racing) release_clocks(w, w.block->mbarrier_clocks[at]);
     b.pending -= count;
@@ -264,21 +292,36 @@ Form resolve_async(const Code& c) {
         case Op::CPASYNC:
             if (c.n != 4 && c.n != 8 && c.n != 16) return {};
             return {copy_async, "--", at + "2" + (c.has(flag::SAT) ? "P" : "A") + "-"};
-        case Op::CPASYNC_COMMIT: return {commit, "--", "----"};
-        case Op::CPASYNC_WAIT: return {wait, "--", "----"};
-        case Op::CPASYNC_MBAR: return {arrive_after_copies, "--", at + "---"};
-        default: break;
+        case Op::CPASYNC_COMMIT:
+            return {commit, "--", "----"};
+        case Op::CPASYNC_WAIT:
+            return {wait, "--", "----"};
+        case Op::CPASYNC_MBAR:
+            return {arrive_after_copies, "--", at + "---"};
+        default:
+            break;
     }
     if (c.sub > static_cast<u8>(MbarOp::PENDING_COUNT)) return {};
     switch (static_cast<MbarOp>(c.sub)) {
-        case MbarOp::INIT: return {mbarrier, "--", at + "1--"};
-        case MbarOp::INVAL: return {mbarrier, "--", at + "---"};
-        case MbarOp::ARRIVE: case MbarOp::ARRIVE_DROP: case MbarOp::ARRIVE_EXPECT:
+        case MbarOp::INIT:
+            return {mbarrier, "--", at + "1--"};
+        case MbarOp::INVAL:
+            return {mbarrier, "--", at + "---"};
+        case MbarOp::ARRIVE:
+        case MbarOp::ARRIVE_DROP:
+        case MbarOp::ARRIVE_EXPECT:
             return {mbarrier, "B-", at + "AA-"};
-        case MbarOp::EXPECT_TX: case MbarOp::COMPLETE_TX: return {mbarrier, "--", at + "1--"};
-        case MbarOp::TEST_WAIT: case MbarOp::TRY_WAIT: return {mbarrier, "P-", at + "2--"};
-        case MbarOp::TEST_WAIT_PARITY: case MbarOp::TRY_WAIT_PARITY: return {mbarrier, "P-", at + "1--"};
-        default: return {pending_count, "1-", "-2--"};
+        case MbarOp::EXPECT_TX:
+        case MbarOp::COMPLETE_TX:
+            return {mbarrier, "--", at + "1--"};
+        case MbarOp::TEST_WAIT:
+        case MbarOp::TRY_WAIT:
+            return {mbarrier, "P-", at + "2--"};
+        case MbarOp::TEST_WAIT_PARITY:
+        case MbarOp::TRY_WAIT_PARITY:
+            return {mbarrier, "P-", at + "1--"};
+        default:
+            return {pending_count, "1-", "-2--"};
     }
 }
 

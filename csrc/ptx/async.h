@@ -6,8 +6,8 @@
 namespace ptx {
 
 // An mbarrier object is 8 bytes of shared memory: pending arrivals (bits 0–19), expected arrivals
-// (20–39), bytes still to come (40–62, signed), parity of the current phase (63). The phase ends when
-// nothing is pending and nothing is to come.
+// (20–39), bytes still to come (40–62, signed), parity of the current phase (63). The phase ends
+// when nothing is pending and nothing is to come.
 struct Mbarrier {
     u32 pending, expected;
     i32 bytes;
@@ -19,10 +19,12 @@ struct Mbarrier {
         return from(x);
     }
     static Mbarrier from(u64 x) {
-        return {u32(x & 0xFFFFF), u32(x >> 20 & 0xFFFFF), i32(u32(x >> 40) << 9) >> 9, u32(x >> 63)};
+        return {u32(x & 0xFFFFF), u32(x >> 20 & 0xFFFFF), i32(u32(x >> 40) << 9) >> 9,
+                u32(x >> 63)};
     }
     u64 value() const {
-        return u64(pending) | u64(expected) << 20 | (u64(u32(bytes)) & 0x7FFFFF) << 40 | u64(phase) << 63;
+        return u64(pending) | u64(expected) << 20 | (u64(u32(bytes)) & 0x7FFFFF) << 40 |
+               u64(phase) << 63;
     }
     void store(u8* p) const {
         u64 x = value();

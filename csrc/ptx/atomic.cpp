@@ -28,21 +28,31 @@ U combine(Atom how, U old, U x, U y) {
         }
     };
     switch (how) {
-        case Atom::ADD: return put(get(old) + get(x));
-        case Atom::MIN: case Atom::MAX: {
+        case Atom::ADD:
+            return put(get(old) + get(x));
+        case Atom::MIN:
+        case Atom::MAX: {
             V a = get(old), b = get(x);
             if (a != a) return x;
             if (b != b) return old;
             return (how == Atom::MIN ? b < a : b > a) ? x : old;
         }
-        case Atom::AND: return old & x;
-        case Atom::OR: return old | x;
-        case Atom::XOR: return old ^ x;
-        case Atom::EXCH: return x;
-        case Atom::CAS: return old == x ? y : old;
-        case Atom::INC: return get(old) >= get(x) ? U(0) : U(old + 1);
-        case Atom::DEC: return old == 0 || get(old) > get(x) ? x : U(old - 1);
-        default: return old;
+        case Atom::AND:
+            return old & x;
+        case Atom::OR:
+            return old | x;
+        case Atom::XOR:
+            return old ^ x;
+        case Atom::EXCH:
+            return x;
+        case Atom::CAS:
+            return old == x ? y : old;
+        case Atom::INC:
+            return get(old) >= get(x) ? U(0) : U(old + 1);
+        case Atom::DEC:
+            return old == 0 || get(old) > get(x) ? x : U(old - 1);
+        default:
+            return old;
     }
 }
 template <class L>
@@ -62,7 +72,8 @@ U update(u8* at, Atom how, U x, U y) {
         } else {
             next = combine<L, U>(how, old, x, y);
         }
-    } while (!__atomic_compare_exchange_n(p, &old, next, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+    } while (
+        !__atomic_compare_exchange_n(p, &old, next, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
     return old;
 }
 
@@ -87,7 +98,9 @@ const Code* atomic(Warp& w, const Code* c, u32 mask) {
             U x = U(row<R>(w, operand)[l]);
             U y = how == Atom::CAS ? U(row<R>(w, c->s[2])[l]) : U(0);
             U old = update<L, U, kPair>(to.at[l] + k * sizeof(U), how, x, y);
-            changed = changed || (how == Atom::CAS ? old == x && x != y : how == Atom::EXCH ? old != x : x != 0);
+            changed = changed || (how == Atom::CAS    ? old == x && x != y
+                                  : how == Atom::EXCH ? old != x
+                                                      : x != 0);
             if (returns) row<R>(w, c->n > 1 ? c->list[k] : c->d[0])[l] = old;
         }
     }
@@ -104,37 +117,65 @@ const Code* atomic(Warp& w, const Code* c, u32 mask) {
 bool allowed(Type t, Atom how) {
     bool floating = is_float(t);
     switch (how) {
-        case Atom::ADD: return t != Type::B32 && t != Type::B64;
-        case Atom::MIN: case Atom::MAX: return t != Type::F32 && t != Type::F64;
-        case Atom::AND: case Atom::OR: case Atom::XOR: return !floating;
-        case Atom::EXCH: case Atom::CAS: return !floating;
-        case Atom::INC: case Atom::DEC: return t == Type::U32;
-        default: return false;
+        case Atom::ADD:
+            return t != Type::B32 && t != Type::B64;
+        case Atom::MIN:
+        case Atom::MAX:
+            return t != Type::F32 && t != Type::F64;
+        case Atom::AND:
+        case Atom::OR:
+        case Atom::XOR:
+            return !floating;
+        case Atom::EXCH:
+        case Atom::CAS:
+            return !floating;
+        case Atom::INC:
+        case Atom::DEC:
+            return t == Type::U32;
+        default:
+            return false;
     }
 }
 
 Handler handler_of(Type t) {
     switch (t) {
-        case Type::B16: case Type::U16: return atomic<LU16, u16, false>;
-        case Type::U32: case Type::B32: return atomic<LU32, u32, false>;
-        case Type::S32: return atomic<LS32, u32, false>;
-        case Type::U64: case Type::B64: return atomic<LU64, u64, false>;
-        case Type::S64: return atomic<LS64, u64, false>;
-        case Type::F32: return atomic<LF32, u32, false>;
-        case Type::F64: return atomic<LF64, u64, false>;
-        case Type::F16: return atomic<LF16, u16, false>;
-        case Type::BF16: return atomic<LBF16, u16, false>;
-        case Type::F16X2: return atomic<LF16, u32, true>;
-        case Type::BF16X2: return atomic<LBF16, u32, true>;
-        default: return nullptr;
+        case Type::B16:
+        case Type::U16:
+            return atomic<LU16, u16, false>;
+        case Type::U32:
+        case Type::B32:
+            return atomic<LU32, u32, false>;
+        case Type::S32:
+            return atomic<LS32, u32, false>;
+        case Type::U64:
+        case Type::B64:
+            return atomic<LU64, u64, false>;
+        case Type::S64:
+            return atomic<LS64, u64, false>;
+        case Type::F32:
+            return atomic<LF32, u32, false>;
+        case Type::F64:
+            return atomic<LF64, u64, false>;
+        case Type::F16:
+            return atomic<LF16, u16, false>;
+        case Type::BF16:
+            return atomic<LBF16, u16, false>;
+        case Type::F16X2:
+            return atomic<LF16, u32, true>;
+        case Type::BF16X2:
+            return atomic<LBF16, u32, true>;
+        default:
+            return nullptr;
     }
 }
 
 }  // namespace
 
 Form resolve_atomic(const Code& c) {
-    if (c.sub >= static_cast<u8>(Atom::COUNT) || !allowed(c.type, static_cast<Atom>(c.sub))) return {};
-    if (c.space != Space::GLOBAL && c.space != Space::SHARED && c.space != Space::GENERIC) return {};
+    if (c.sub >= static_cast<u8>(Atom::COUNT) || !allowed(c.type, static_cast<Atom>(c.sub)))
+        return {};
+    if (c.space != Space::GLOBAL && c.space != Space::SHARED && c.space != Space::GENERIC)
+        return {};
     if (c.flags & (flag::D64 | flag::S64)) return {};
     Atom how = static_cast<Atom>(c.sub);
     char k = letter(c.type), written = k == '2' ? 'B' : 'A';
@@ -143,7 +184,8 @@ Form resolve_atomic(const Code& c) {
     f.s = {c.has(flag::A64) ? '2' : '1', k, how == Atom::CAS ? k : '-', '-'};
     bool returns = c.op == Op::ATOM;
     if (c.n > 1) {
-        if ((c.n != 2 && c.n != 4 && c.n != 8) || how == Atom::CAS || c.n * bytes_of(c.type) > 16) return {};
+        if ((c.n != 2 && c.n != 4 && c.n != 8) || how == Atom::CAS || c.n * bytes_of(c.type) > 16)
+            return {};
         f.s[1] = '-';
         f.list = (returns ? std::string(c.n, written) : "") + std::string(c.n, k);
     } else if (c.n != 1) {

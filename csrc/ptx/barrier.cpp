@@ -45,8 +45,8 @@ void open_up(Block& b, u32 id) {
     Barrier& barrier = b.barriers[id];
     ++b.events;
     ++b.worker->barriers;
-    // Warps that wait with all their lanes have done nothing since they arrived: for all of them the
-    // barrier is one moment, up to which `safe` can go.
+    // Warps that wait with all their lanes have done nothing since they arrived: for all of them
+    // the barrier is one moment, up to which `safe` can go.
     for (Warp& w : b.warps) {
         for (const Split& s : w.others) {
             if (s.wait == Wait::BARRIER && s.wait_on == id && s.mask == w.live) {
@@ -67,9 +67,14 @@ void open_up(Block& b, u32 id) {
                 case BarOp::RED_POPC:
                     fill<u32>(w, c->d[0], s.mask, [&](int) { return barrier.accumulated; });
                     break;
-                case BarOp::RED_AND: set_predicate(w, c->d[0], s.mask, barrier.all ? kFull : 0); break;
-                case BarOp::RED_OR: set_predicate(w, c->d[0], s.mask, barrier.any ? kFull : 0); break;
-                default: break;
+                case BarOp::RED_AND:
+                    set_predicate(w, c->d[0], s.mask, barrier.all ? kFull : 0);
+                    break;
+                case BarOp::RED_OR:
+                    set_predicate(w, c->d[0], s.mask, barrier.any ? kFull : 0);
+                    break;
+                default:
+                    break;
             }
         }
         if (waited) acquire_clocks(w, barrier.clocks);
@@ -94,10 +99,12 @@ const Code* bar(Warp& w, const Code* c, u32 mask) {
     u32 id = row<u32>(w, c->s[0])[lane];
     u32 expected = c->s[1] == kNone ? 0 : row<u32>(w, c->s[1])[lane];
     BarOp op = static_cast<BarOp>(c->sub);
-    if (id >= b.barriers.size()) fail(Kind::ILLEGAL, lane, id, "barrier " + std::to_string(id) + ": there are 16");
+    if (id >= b.barriers.size())
+        fail(Kind::ILLEGAL, lane, id, "barrier " + std::to_string(id) + ": there are 16");
     if (expected % 32 != 0 || (op == BarOp::ARRIVE && expected == 0)) {
-        fail(Kind::ILLEGAL, lane, id, "barrier " + std::to_string(id) + ": " + std::to_string(expected) +
-             " threads; expected a multiple of 32" + (op == BarOp::ARRIVE ? " above 0" : ""));
+        fail(Kind::ILLEGAL, lane, id,
+             "barrier " + std::to_string(id) + ": " + std::to_string(expected) +
+                 " threads; expected a multiple of 32" + (op == BarOp::ARRIVE ? " above 0" : ""));
     }
     Barrier& barrier = b.barriers[id];
     if (!barrier.open) {
@@ -107,15 +114,19 @@ const Code* bar(Warp& w, const Code* c, u32 mask) {
     } else if (barrier.expected != expected && (b.launch->checks & check::BARRIER)) {
         throw Fault{Kind::BARRIER_MISMATCH, lane, id,
                     "barrier " + std::to_string(id) + " waits for " +
-                        (barrier.expected ? std::to_string(barrier.expected) + " threads" : std::string("the whole block")) +
-                        ", this arrival says " + (expected ? std::to_string(expected) : std::string("the whole block")),
+                        (barrier.expected ? std::to_string(barrier.expected) + " threads"
+                                          : std::string("the whole block")) +
+                        ", this arrival says " +
+                        (expected ? std::to_string(expected) : std::string("the whole block")),
                     barrier.instruction};
     }
     barrier.arrived += mask == w.live ? 32 : __builtin_popcount(mask);
-    if (barrier.expected && barrier.arrived > barrier.expected && (b.launch->checks & check::BARRIER)) {
+    if (barrier.expected && barrier.arrived > barrier.expected &&
+        (b.launch->checks & check::BARRIER)) {
         throw Fault{Kind::BARRIER_MISMATCH, lane, id,
-                    "barrier " + std::to_string(id) + " waits for " + std::to_string(barrier.expected) +
-                        " threads, " + std::to_string(barrier.arrived) + " have arrived",
+                    "barrier " + std::to_string(id) + " waits for " +
+                        std::to_string(barrier.expected) + " threads, " +
+                        std::to_string(barrier.arrived) + " have arrived",
                     barrier.instruction};
     }
     if (op >= BarOp::RED_POPC) {
@@ -153,7 +164,8 @@ const Code* bar_warp(Warp& w, const Code* c, u32 mask) {
     for (int l = 0; l < kLanes; ++l) same |= u32(masks[l] == members) << l;
     if (mask & ~same) {
         bool complete = true;
-        for (u32 m = mask; m; m &= m - 1) complete = complete && (masks[first_lane(m)] & w.live & ~mask) == 0;
+        for (u32 m = mask; m; m &= m - 1)
+            complete = complete && (masks[first_lane(m)] & w.live & ~mask) == 0;
         if (complete) return c + 1;
         fork(w, c->index, mask & ~same);
         ++count_of(w, c->index).delta;
@@ -164,11 +176,14 @@ const Code* bar_warp(Warp& w, const Code* c, u32 mask) {
     const Code* code = code_of(*w.block);
     u32 here = mask;
     for (const Split& s : w.others) {
-        if (s.wait == Wait::SYNC && code[s.pc].op == Op::BARWARP && s.pc != c->index && (s.mask & need)) here |= s.mask;
+        if (s.wait == Wait::SYNC && code[s.pc].op == Op::BARWARP && s.pc != c->index &&
+            (s.mask & need))
+            here |= s.mask;
     }
     if ((need & ~here) == 0) {
         for (Split& s : w.others) {
-            if (s.wait == Wait::SYNC && code[s.pc].op == Op::BARWARP && s.pc != c->index && (s.mask & need)) {
+            if (s.wait == Wait::SYNC && code[s.pc].op == Op::BARWARP && s.pc != c->index &&
+                (s.mask & need)) {
                 s.wait = Wait::READY;
                 ++s.pc;
             }

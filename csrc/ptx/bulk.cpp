@@ -1,8 +1,9 @@
 // Bulk copies and tensor copies (TMA).
 //
-// A load into shared memory is carried out when somebody waits on its mbarrier (or when nothing else
-// can go on), a store when its group is waited for: until then the bytes are marked. Tensor maps are
-// 128 bytes; what the hardware keeps in them is not public, so the layout is ours (TensorMap).
+// A load into shared memory is carried out when somebody waits on its mbarrier (or when nothing
+// else can go on), a store when its group is waited for: until then the bytes are marked. Tensor
+// maps are 128 bytes; what the hardware keeps in them is not public, so the layout is ours
+// (TensorMap).
 #include <algorithm>
 #include <iterator>
 #include <type_traits>
@@ -31,10 +32,12 @@ struct TensorMap {
 static_assert(sizeof(TensorMap) == 128, "the size the PTX ISA gives a tensor map");
 
 constexpr u32 kElementBytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 4, 8, 2, 4, 4};
-constexpr Type kElementTypes[] = {Type::U8, Type::U16, Type::U32, Type::S32, Type::U64, Type::S64, Type::F16,
-                                  Type::F32, Type::F32, Type::F64, Type::BF16, Type::F32, Type::F32};
+constexpr Type kElementTypes[] = {Type::U8,   Type::U16, Type::U32, Type::S32, Type::U64,
+                                  Type::S64,  Type::F16, Type::F32, Type::F32, Type::F64,
+                                  Type::BF16, Type::F32, Type::F32};
 
-u64 generic_host(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align, Access access, u8** host) {
+u64 generic_host(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align, Access access,
+                 u8** host) {
     u64 high = at >> 32 << 32;
     if (high == kSharedWindow) {
         *host = locate_shared(w, c, lane, at - kSharedWindow, u32(bytes), align, access);
@@ -42,7 +45,9 @@ u64 generic_host(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align,
         const std::vector<u8>& params = w.block->launch->params;
         u64 offset = at - kParamWindow;
         if (offset > params.size() || params.size() - offset < bytes || access != Access::READ) {
-            fail(Kind::OUT_OF_BOUNDS, lane, at, "accesses the kernel's parameters at " + std::to_string(offset) + "; there are " + std::to_string(params.size()) + " bytes");
+            fail(Kind::OUT_OF_BOUNDS, lane, at,
+                 "accesses the kernel's parameters at " + std::to_string(offset) + "; there are " +
+                     std::to_string(params.size()) + " bytes");
         }
         *host = const_cast<u8*>(params.data()) + offset;
     } else {
@@ -58,9 +63,14 @@ u64 operand(const Warp& w, u32 offset, int lane, bool wide) {
 void check_shared_range(Warp& w, int lane, u32 at, u64 bytes, u32 align) {
     u32 size = w.block->shared_bytes;
     if (at > size || size - at < bytes) {
-        fail(Kind::OUT_OF_BOUNDS, lane, at, "a bulk copy of " + std::to_string(bytes) + " bytes at " + std::to_string(at) + " of shared memory; the block has " + std::to_string(size) + " bytes");
+        fail(Kind::OUT_OF_BOUNDS, lane, at,
+             "a bulk copy of " + std::to_string(bytes) + " bytes at " + std::to_string(at) +
+                 " of shared memory; the block has " + std::to_string(size) + " bytes");
     }
-    if (at & (align - 1)) fail(Kind::MISALIGNED, lane, at, "a bulk copy at " + std::to_string(at) + " of shared memory, which is not a multiple of " + std::to_string(align));
+    if (at & (align - 1))
+        fail(Kind::MISALIGNED, lane, at,
+             "a bulk copy at " + std::to_string(at) +
+                 " of shared memory, which is not a multiple of " + std::to_string(align));
 }
 
 // ---- issuing ----
@@ -103,12 +113,23 @@ void reduce_elements(Atom how, u8* to, const u8* from, u32 bytes) {
         std::memcpy(&y, from + i, sizeof(T));
         if constexpr (std::is_integral_v<T>) {
             switch (how) {
-                case Atom::AND: x &= y; break;
-                case Atom::OR: x |= y; break;
-                case Atom::XOR: x ^= y; break;
-                case Atom::INC: x = x >= y ? 0 : x + 1; break;
-                case Atom::DEC: x = x == 0 || x > y ? y : x - 1; break;
-                default: break;
+                case Atom::AND:
+                    x &= y;
+                    break;
+                case Atom::OR:
+                    x |= y;
+                    break;
+                case Atom::XOR:
+                    x ^= y;
+                    break;
+                case Atom::INC:
+                    x = x >= y ? 0 : x + 1;
+                    break;
+                case Atom::DEC:
+                    x = x == 0 || x > y ? y : x - 1;
+                    break;
+                default:
+                    break;
             }
         }
         if (how == Atom::ADD) x = T(x + y);
@@ -123,7 +144,8 @@ void reduce_halves(Atom how, Type t, u8* to, const u8* from, u32 bytes) {
         u16 p, q;
         std::memcpy(&p, to + i, 2);
         std::memcpy(&q, from + i, 2);
-        float x = half ? half_to_float(p) : bf16_to_float(p), y = half ? half_to_float(q) : bf16_to_float(q);
+        float x = half ? half_to_float(p) : bf16_to_float(p),
+              y = half ? half_to_float(q) : bf16_to_float(q);
         float z = how == Atom::ADD ? x + y : how == Atom::MIN ? (y < x ? y : x) : (y > x ? y : x);
         u16 out = u16(half ? float_to_half(z) : float_to_bf16(z));
         std::memcpy(to + i, &out, 2);
@@ -131,13 +153,29 @@ void reduce_halves(Atom how, Type t, u8* to, const u8* from, u32 bytes) {
 }
 void reduce_bytes(Atom how, Type t, u8* to, const u8* from, u32 bytes) {
     switch (t) {
-        case Type::F16: case Type::BF16: reduce_halves(how, t, to, from, bytes); break;
-        case Type::F32: reduce_elements<float>(how, to, from, bytes); break;
-        case Type::F64: reduce_elements<double>(how, to, from, bytes); break;
-        case Type::S32: reduce_elements<i32>(how, to, from, bytes); break;
-        case Type::S64: reduce_elements<i64>(how, to, from, bytes); break;
-        case Type::U64: case Type::B64: reduce_elements<u64>(how, to, from, bytes); break;
-        default: reduce_elements<u32>(how, to, from, bytes); break;
+        case Type::F16:
+        case Type::BF16:
+            reduce_halves(how, t, to, from, bytes);
+            break;
+        case Type::F32:
+            reduce_elements<float>(how, to, from, bytes);
+            break;
+        case Type::F64:
+            reduce_elements<double>(how, to, from, bytes);
+            break;
+        case Type::S32:
+            reduce_elements<i32>(how, to, from, bytes);
+            break;
+        case Type::S64:
+            reduce_elements<i64>(how, to, from, bytes);
+            break;
+        case Type::U64:
+        case Type::B64:
+            reduce_elements<u64>(how, to, from, bytes);
+            break;
+        default:
+            reduce_elements<u32>(how, to, from, bytes);
+            break;
     }
 }
 
@@ -153,7 +191,8 @@ void finish_load(Block& b, const BulkCopy& copy) {
         if (b.checking) std::memset(b.state.data() + p.shared, kInit, p.bytes);
         if (b.racing) {
             u64 entry = u64(stamp) << 39 | u64(kBulkAgent) << 32 | copy.instruction;
-            for (u32 i = p.shared >> 2; i <= (p.shared + p.bytes - 1) >> 2; ++i) b.writers[i] = entry;
+            for (u32 i = p.shared >> 2; i <= (p.shared + p.bytes - 1) >> 2; ++i)
+                b.writers[i] = entry;
         }
     }
     in_flight(b, -i64(copy.bytes));
@@ -193,9 +232,12 @@ const Code* bulk_copy(Warp& w, const Code* c, u32 mask) {
     Bulk kind = static_cast<Bulk>(c->sub);
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
-        u64 to = operand(w, c->s[0], l, c->has(flag::A64)), from = operand(w, c->s[1], l, c->has(flag::S64));
+        u64 to = operand(w, c->s[0], l, c->has(flag::A64)),
+            from = operand(w, c->s[1], l, c->has(flag::S64));
         u32 bytes = row<u32>(w, c->s[2])[l];
-        if (bytes % 16) fail(Kind::ILLEGAL, l, bytes, "cp.async.bulk of " + std::to_string(bytes) + " bytes; expected a multiple of 16");
+        if (bytes % 16)
+            fail(Kind::ILLEGAL, l, bytes,
+                 "cp.async.bulk of " + std::to_string(bytes) + " bytes; expected a multiple of 16");
         if (bytes == 0) continue;
         BulkCopy copy;
         bool loads = kind == Bulk::LOAD || kind == Bulk::WITHIN;
@@ -208,7 +250,8 @@ const Code* bulk_copy(Warp& w, const Code* c, u32 mask) {
             if (w.block->checking) touch_read(w, c, l, source, bytes);
             other = w.block->shared.data() + source;
         } else {
-            other = locate_global(w, c, l, loads ? from : to, bytes, 16, loads ? Access::READ : Access::WRITE);
+            other = locate_global(w, c, l, loads ? from : to, bytes, 16,
+                                  loads ? Access::READ : Access::WRITE);
         }
         copy.pieces.push_back({shared, bytes, other});
         if (kind == Bulk::REDUCE) {
@@ -216,7 +259,9 @@ const Code* bulk_copy(Warp& w, const Code* c, u32 mask) {
             copy.type = c->type;
         }
         if (loads) {
-            issue_load(w, c, l, shared, bytes, shared_offset(c, l, operand(w, c->s[3], l, c->has(flag::D64))), std::move(copy));
+            issue_load(w, c, l, shared, bytes,
+                       shared_offset(c, l, operand(w, c->s[3], l, c->has(flag::D64))),
+                       std::move(copy));
         } else {
             issue_store(w, c, l, shared, bytes, std::move(copy));
         }
@@ -239,10 +284,14 @@ enum class Tensor : u8 { LOAD, STORE, REDUCE, PREFETCH };
 // XORs the 16-byte chunk's number within its row of the swizzle: by absolute address.
 u32 swizzled(u32 at, u32 mode) {
     switch (mode) {
-        case 1: return at ^ ((at >> 7 & 1) << 4);
-        case 2: return at ^ ((at >> 7 & 3) << 4);
-        case 3: return at ^ ((at >> 7 & 7) << 4);
-        default: return at;
+        case 1:
+            return at ^ ((at >> 7 & 1) << 4);
+        case 2:
+            return at ^ ((at >> 7 & 3) << 4);
+        case 3:
+            return at ^ ((at >> 7 & 7) << 4);
+        default:
+            return at;
     }
 }
 
@@ -256,23 +305,33 @@ const Code* tensor_copy(Warp& w, const Code* c, u32 mask) {
         TensorMap map;
         std::memcpy(&map, host, sizeof(map));
         u32 rank = c->n;
-        if (map.rank_minus_one + 1 != rank || map.type >= std::size(kElementBytes) || map.interleave != 0 || map.swizzle > 3) {
-            fail(Kind::TMA, l, row<u64>(w, c->s[1])[l], "the tensor map has rank " + std::to_string(u64(map.rank_minus_one) + 1) + ", element type " +
-                 std::to_string(map.type) + ", interleave " + std::to_string(map.interleave) + ", swizzle " + std::to_string(map.swizzle) +
-                 "; expected rank " + std::to_string(rank) + " and no interleave");
+        if (map.rank_minus_one + 1 != rank || map.type >= std::size(kElementBytes) ||
+            map.interleave != 0 || map.swizzle > 3) {
+            fail(Kind::TMA, l, row<u64>(w, c->s[1])[l],
+                 "the tensor map has rank " + std::to_string(u64(map.rank_minus_one) + 1) +
+                     ", element type " + std::to_string(map.type) + ", interleave " +
+                     std::to_string(map.interleave) + ", swizzle " + std::to_string(map.swizzle) +
+                     "; expected rank " + std::to_string(rank) + " and no interleave");
         }
         u32 size = kElementBytes[map.type];
         u64 elements = 1;
         for (u32 i = 0; i < rank; ++i) {
-            if (map.box[i] == 0 || map.box[i] > 256) fail(Kind::TMA, l, map.box[i], "the tensor map's box has an extent of " + std::to_string(map.box[i]) + "; expected 1 to 256");
-            if (map.element_stride[i] > 1) fail(Kind::TMA, l, map.element_stride[i], "element strides other than 1 are not supported");
+            if (map.box[i] == 0 || map.box[i] > 256)
+                fail(Kind::TMA, l, map.box[i],
+                     "the tensor map's box has an extent of " + std::to_string(map.box[i]) +
+                         "; expected 1 to 256");
+            if (map.element_stride[i] > 1)
+                fail(Kind::TMA, l, map.element_stride[i],
+                     "element strides other than 1 are not supported");
             elements *= map.box[i];
         }
         u64 inner = u64(map.box[0]) * size, total = elements * size;
         u32 width = map.swizzle ? 16u << map.swizzle : 0;
         if (inner % 16 || (width && inner > width)) {
-            fail(Kind::TMA, l, inner, "the box's rows have " + std::to_string(inner) + " bytes; expected a multiple of 16" +
-                 (width ? ", at most " + std::to_string(width) : std::string()));
+            fail(Kind::TMA, l, inner,
+                 "the box's rows have " + std::to_string(inner) +
+                     " bytes; expected a multiple of 16" +
+                     (width ? ", at most " + std::to_string(width) : std::string()));
         }
         u32 shared = shared_offset(c, l, operand(w, c->s[0], l, c->has(flag::A64)));
         check_shared_range(w, l, shared, total, 128);
@@ -297,7 +356,8 @@ const Code* tensor_copy(Warp& w, const Code* c, u32 mask) {
             u8* data = nullptr;
             if (end > begin) {
                 u64 device = map.address + offset + u64(at[0] * size + begin);
-                data = locate_global(w, c, l, device, u64(end - begin), size, loads ? Access::READ : Access::WRITE);
+                data = locate_global(w, c, l, device, u64(end - begin), size,
+                                     loads ? Access::READ : Access::WRITE);
                 sectors += ((device + u64(end - begin) - 1) >> 5) - (device >> 5) + 1;
                 moved += u64(end - begin);
             }
@@ -309,8 +369,10 @@ const Code* tensor_copy(Warp& w, const Code* c, u32 mask) {
                     continue;
                 }
                 if (from > k) copy.pieces.push_back({chunk, u32(from - k), nullptr});
-                copy.pieces.push_back({chunk + u32(from - k), u32(to - from), data + (from - begin)});
-                if (to < k + 16) copy.pieces.push_back({chunk + u32(to - k), u32(k + 16 - to), nullptr});
+                copy.pieces.push_back(
+                    {chunk + u32(from - k), u32(to - from), data + (from - begin)});
+                if (to < k + 16)
+                    copy.pieces.push_back({chunk + u32(to - k), u32(k + 16 - to), nullptr});
             }
             for (u32 i = 1; i < rank; ++i) {
                 if (++index[i] < map.box[i]) break;
@@ -318,7 +380,9 @@ const Code* tensor_copy(Warp& w, const Code* c, u32 mask) {
             }
         }
         if (loads) {
-            issue_load(w, c, l, shared, u32(total), shared_offset(c, l, operand(w, c->s[2], l, c->has(flag::D64))), std::move(copy));
+            issue_load(w, c, l, shared, u32(total),
+                       shared_offset(c, l, operand(w, c->s[2], l, c->has(flag::D64))),
+                       std::move(copy));
         } else {
             if (kind == Tensor::REDUCE) {
                 copy.reduce = static_cast<Atom>(c->aux);
@@ -343,7 +407,8 @@ const Code* commit_stores(Warp& w, const Code* c, u32 mask) {
         BulkGroup group;
         group.lane = u32(first_lane(m));
         std::vector<BulkCopy> kept;
-        for (BulkCopy& copy : w.bulk_open) (copy.lane == group.lane ? group.copies : kept).push_back(std::move(copy));
+        for (BulkCopy& copy : w.bulk_open)
+            (copy.lane == group.lane ? group.copies : kept).push_back(std::move(copy));
         w.bulk_open.swap(kept);
         if (!group.copies.empty()) w.bulk_groups.push_back(std::move(group));
     }
@@ -371,7 +436,19 @@ const Code* wait_stores(Warp& w, const Code* c, u32 mask) {
 
 // ---- tensor maps made on the device ----
 
-enum class Field : u8 { ADDRESS, RANK, BOX_DIM, GLOBAL_DIM, GLOBAL_STRIDE, ELEMENT_STRIDE, ELEMTYPE, INTERLEAVE, SWIZZLE, FILL, COUNT };
+enum class Field : u8 {
+    ADDRESS,
+    RANK,
+    BOX_DIM,
+    GLOBAL_DIM,
+    GLOBAL_STRIDE,
+    ELEMENT_STRIDE,
+    ELEMTYPE,
+    INTERLEAVE,
+    SWIZZLE,
+    FILL,
+    COUNT
+};
 
 const Code* replace_field(Warp& w, const Code* c, u32 mask) {
     Field field = static_cast<Field>(c->sub);
@@ -391,16 +468,36 @@ const Code* replace_field(Warp& w, const Code* c, u32 mask) {
         std::memcpy(&map, host, sizeof(map));
         u32 i = c->aux;
         switch (field) {
-            case Field::ADDRESS: map.address = value; break;
-            case Field::RANK: map.rank_minus_one = u32(value); break;
-            case Field::BOX_DIM: map.box[i] = u32(value); break;
-            case Field::GLOBAL_DIM: map.dim[i] = u32(value); break;
-            case Field::GLOBAL_STRIDE: map.stride[i] = value; break;
-            case Field::ELEMENT_STRIDE: map.element_stride[i] = u32(value); break;
-            case Field::ELEMTYPE: map.type = u32(value); break;
-            case Field::INTERLEAVE: map.interleave = u32(value); break;
-            case Field::SWIZZLE: map.swizzle = u32(value); break;
-            default: map.fill = u32(value); break;
+            case Field::ADDRESS:
+                map.address = value;
+                break;
+            case Field::RANK:
+                map.rank_minus_one = u32(value);
+                break;
+            case Field::BOX_DIM:
+                map.box[i] = u32(value);
+                break;
+            case Field::GLOBAL_DIM:
+                map.dim[i] = u32(value);
+                break;
+            case Field::GLOBAL_STRIDE:
+                map.stride[i] = value;
+                break;
+            case Field::ELEMENT_STRIDE:
+                map.element_stride[i] = u32(value);
+                break;
+            case Field::ELEMTYPE:
+                map.type = u32(value);
+                break;
+            case Field::INTERLEAVE:
+                map.interleave = u32(value);
+                break;
+            case Field::SWIZZLE:
+                map.swizzle = u32(value);
+                break;
+            default:
+                map.fill = u32(value);
+                break;
         }
         std::memcpy(host, &map, sizeof(map));
     }
@@ -426,7 +523,8 @@ bool complete_bulk_on(Block& b, u32 mbarrier) {
     if (b.bulk.empty()) return false;
     if (b.launch->seed && b.worker->random.below(3) == 0) return false;  // still on their way
     std::vector<BulkCopy> now, kept;
-    for (BulkCopy& copy : b.bulk) (copy.mbarrier == mbarrier ? now : kept).push_back(std::move(copy));
+    for (BulkCopy& copy : b.bulk)
+        (copy.mbarrier == mbarrier ? now : kept).push_back(std::move(copy));
     b.bulk.swap(kept);
     for (const BulkCopy& copy : now) finish_load(b, copy);
     return !now.empty();
@@ -452,7 +550,8 @@ void finish_bulk(Block& b) {
 }
 
 Form resolve_bulk(const Code& c) {
-    char a = c.has(flag::A64) ? '2' : '1', s = c.has(flag::S64) ? '2' : '1', d = c.has(flag::D64) ? '2' : '1';
+    char a = c.has(flag::A64) ? '2' : '1', s = c.has(flag::S64) ? '2' : '1',
+         d = c.has(flag::D64) ? '2' : '1';
     bool reduces = c.aux < static_cast<u32>(Atom::CAS) && c.aux != static_cast<u32>(Atom::EXCH);
     switch (c.op) {
         case Op::CPBULK: {
@@ -462,10 +561,15 @@ Form resolve_bulk(const Code& c) {
         }
         case Op::CPTENSOR: {
             if (c.sub > 3 || c.n == 0 || c.n > kMaxRank || (c.sub == 2 && !reduces)) return {};
-            return {tensor_copy, "--", {c.sub == 3 ? '-' : a, '2', c.sub == 0 ? d : '-', '-'}, std::string(c.n, '1')};
+            return {tensor_copy,
+                    "--",
+                    {c.sub == 3 ? '-' : a, '2', c.sub == 0 ? d : '-', '-'},
+                    std::string(c.n, '1')};
         }
-        case Op::CPBULK_COMMIT: return {commit_stores, "--", "----"};
-        case Op::CPBULK_WAIT: return {c.imm >= 0 ? wait_stores : nullptr, "--", "----"};
+        case Op::CPBULK_COMMIT:
+            return {commit_stores, "--", "----"};
+        case Op::CPBULK_WAIT:
+            return {c.imm >= 0 ? wait_stores : nullptr, "--", "----"};
         case Op::TENSORMAP_REPLACE: {
             if (c.sub >= static_cast<u8>(Field::COUNT)) return {};
             Field field = static_cast<Field>(c.sub);
@@ -474,7 +578,8 @@ Form resolve_bulk(const Code& c) {
             bool wide = field == Field::ADDRESS || field == Field::GLOBAL_STRIDE;
             return {replace_field, "--", {a, wide ? '2' : '1', '-', '-'}};
         }
-        default: return {copy_map, "--", {'2', s, '-', '-'}};
+        default:
+            return {copy_map, "--", {'2', s, '-', '-'}};
     }
 }
 

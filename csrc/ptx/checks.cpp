@@ -16,11 +16,14 @@ void report_state(const Warp& w, const Code*, int lane, u32 at, u32 bytes, bool 
         u8 s = b.state[i];
         std::string where = "shared memory at " + std::to_string(i);
         if (s & kPending) {
-            fail(Kind::PENDING, lane, i, std::string(write ? "writes" : "reads") + " " + where +
-                 ", which an asynchronous copy that was not waited for is writing");
+            fail(Kind::PENDING, lane, i,
+                 std::string(write ? "writes" : "reads") + " " + where +
+                     ", which an asynchronous copy that was not waited for is writing");
         }
         if (write && (s & kReading)) {
-            fail(Kind::PENDING, lane, i, "writes " + where + ", which an asynchronous operation that was not waited for is reading");
+            fail(Kind::PENDING, lane, i,
+                 "writes " + where +
+                     ", which an asynchronous operation that was not waited for is reading");
         }
         if (!write && !(s & kInit) && (b.launch->checks & check::UNINIT)) {
             fail(Kind::UNINITIALIZED, lane, i, "reads " + where + ", which nothing has written");
@@ -30,17 +33,20 @@ void report_state(const Warp& w, const Code*, int lane, u32 at, u32 bytes, bool 
     fail(Kind::PENDING, lane, at, "accesses shared memory that an asynchronous operation holds");
 }
 
-void report_race(Warp& w, const Code*, int lane, u32 at, u64 entry, bool write, bool other_write, bool part) {
+void report_race(Warp& w, const Code*, int lane, u32 at, u64 entry, bool write, bool other_write,
+                 bool part) {
     if (part && (entry >> 38 & 1)) return;  // maybe different parts of one word
     u32 other = static_cast<u32>(entry);
     if (write && other_write) {
         if (w.suspect.instruction == kNone) w.suspect = {other, agent_of(entry), lane, at};
         return;
     }
-    std::string who = agent_of(entry) == kBulkAgent ? "a bulk copy" : "warp " + std::to_string(agent_of(entry));
+    std::string who =
+        agent_of(entry) == kBulkAgent ? "a bulk copy" : "warp " + std::to_string(agent_of(entry));
     throw Fault{Kind::RACE, lane, at,
-                std::string(write ? "writes" : "reads") + " shared memory at " + std::to_string(at) + ", which " + who +
-                    (other_write ? " wrote" : " read") + " with no barrier in between",
+                std::string(write ? "writes" : "reads") + " shared memory at " +
+                    std::to_string(at) + ", which " + who + (other_write ? " wrote" : " read") +
+                    " with no barrier in between",
                 other};
 }
 
@@ -62,7 +68,9 @@ namespace {
 
 [[noreturn]] void out_of_bounds(const Warp& w, int lane, u64 at, u64 bytes, Access access) {
     const Launch& launch = *w.block->launch;
-    std::string what = access == Access::READ ? "reads " : access == Access::WRITE ? "writes " : "updates ";
+    std::string what = access == Access::READ    ? "reads "
+                       : access == Access::WRITE ? "writes "
+                                                 : "updates ";
     what += std::to_string(bytes) + " bytes at " + hex(at);
     const Range* below = nullptr;
     for (const Range& r : launch.ranges) {
@@ -70,15 +78,19 @@ namespace {
     }
     if (at < 4096) {
         what += ": a null pointer";
-    } else if (below && at >= below->base + below->bytes && at - below->base - below->bytes < (1u << 16)) {
-        what += ": " + std::to_string(at - below->base - below->bytes) + " bytes beyond the end of array " +
-                std::to_string(below->id) + " (" + std::to_string(below->bytes) + " bytes)";
+    } else if (below && at >= below->base + below->bytes &&
+               at - below->base - below->bytes < (1u << 16)) {
+        what += ": " + std::to_string(at - below->base - below->bytes) +
+                " bytes beyond the end of array " + std::to_string(below->id) + " (" +
+                std::to_string(below->bytes) + " bytes)";
     } else if (below && at < below->base + below->bytes) {
-        what += ": over the end of array " + std::to_string(below->id) + " (" + std::to_string(below->bytes) + " bytes)";
+        what += ": over the end of array " + std::to_string(below->id) + " (" +
+                std::to_string(below->bytes) + " bytes)";
     } else {
         for (const Range& r : launch.ranges) {
             if (r.base > at && r.base - at < (1u << 16)) {
-                what += ": " + std::to_string(r.base - at) + " bytes before array " + std::to_string(r.id);
+                what += ": " + std::to_string(r.base - at) + " bytes before array " +
+                        std::to_string(r.id);
                 fail(Kind::OUT_OF_BOUNDS, lane, at, what);
             }
         }
@@ -88,7 +100,9 @@ namespace {
 }
 
 [[noreturn]] void misaligned(int lane, u64 at, u64 align, const char* space) {
-    fail(Kind::MISALIGNED, lane, at, "accesses " + std::string(space) + " memory at " + hex(at) + ", which is not a multiple of " + std::to_string(align));
+    fail(Kind::MISALIGNED, lane, at,
+         "accesses " + std::string(space) + " memory at " + hex(at) +
+             ", which is not a multiple of " + std::to_string(align));
 }
 
 const Range* range_of(const Warp& w, u32 instruction, u64 at, u64 bytes) {
@@ -119,8 +133,9 @@ inline void shared_bounds(const Warp& w, int lane, u64 at, u64 bytes, u64 align,
     u64 size = w.block->shared_bytes;
     if (__builtin_expect(at > size || size - at < bytes, 0)) {
         std::string verb = access == Access::READ ? "reads " : "writes ";
-        fail(Kind::OUT_OF_BOUNDS, lane, at, verb + std::to_string(bytes) + " bytes of shared memory at " + std::to_string(at) +
-             "; the block has " + std::to_string(size) + " bytes");
+        fail(Kind::OUT_OF_BOUNDS, lane, at,
+             verb + std::to_string(bytes) + " bytes of shared memory at " + std::to_string(at) +
+                 "; the block has " + std::to_string(size) + " bytes");
     }
     if (at & (align - 1)) misaligned(lane, at, align, "shared");
 }
@@ -131,7 +146,8 @@ bool is_contiguous(const u64* at, u32 bytes) {
     return bad == 0;
 }
 
-void locate_all_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, Access access, Located* out) {
+void locate_all_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, Access access,
+                       Located* out) {
     if (mask == kFull && is_contiguous(at, bytes)) {
         const Range* r = range_of(w, c->index, at[0], u64(bytes) * kLanes);
         if (r && (at[0] & (bytes - 1)) == 0 && !(access != Access::READ && (r->flags & 1))) {
@@ -140,7 +156,8 @@ void locate_all_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 byte
             out->contiguous = true;
             if (w.block->worker->count_memory) {
                 MemoryCount& n = w.block->worker->memory[c->index];
-                u64 total = u64(bytes) * kLanes, sectors = ((at[0] + total - 1) >> 5) - (at[0] >> 5) + 1;
+                u64 total = u64(bytes) * kLanes,
+                    sectors = ((at[0] + total - 1) >> 5) - (at[0] >> 5) + 1;
                 ++n.requests;
                 n.sectors += sectors;
                 n.unique += total;
@@ -157,12 +174,14 @@ void locate_all_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 byte
     if (w.block->worker->count_memory) count_global(w, c, mask, at, bytes);
 }
 
-void locate_all_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, Access access, Located* out) {
+void locate_all_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, Access access,
+                       Located* out) {
     Block& b = *w.block;
     u8* base = b.shared.data();
     if (mask == kFull && is_contiguous(at, bytes)) {
         u64 total = u64(bytes) * kLanes;
-        if (at[0] <= b.shared_bytes && b.shared_bytes - at[0] >= total && (at[0] & (bytes - 1)) == 0) {
+        if (at[0] <= b.shared_bytes && b.shared_bytes - at[0] >= total &&
+            (at[0] & (bytes - 1)) == 0) {
             if (b.checking) {
                 if (access != Access::WRITE) touch_read(w, c, 0, u32(at[0]), u32(total));
                 if (access != Access::READ) touch_write(w, c, 0, u32(at[0]), u32(total));
@@ -207,7 +226,8 @@ u8* locate_global(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align
     if (!r) out_of_bounds(w, lane, at, bytes, access);
     if (at & (align - 1)) misaligned(lane, at, align, "global");
     if (access != Access::READ && (r->flags & 1)) {
-        fail(Kind::READ_ONLY, lane, at, "writes " + hex(at) + " in array " + std::to_string(r->id) + ", which is read-only");
+        fail(Kind::READ_ONLY, lane, at,
+             "writes " + hex(at) + " in array " + std::to_string(r->id) + ", which is read-only");
     }
     return reinterpret_cast<u8*>(r->host) + (at - r->base);
 }
@@ -225,8 +245,10 @@ u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align
 void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to) {
     Block& b = *w.block;
     u64 limit = b.shared_bytes >= 16 ? b.shared_bytes - 16 : 0, bad = b.shared_bytes < 16;
-    for (u32 m = mask; m; m &= m - 1) bad |= u64(at[first_lane(m)] > limit) | (at[first_lane(m)] & 15);
-    for (u32 m = bad ? mask : 0; m; m &= m - 1) shared_bounds(w, first_lane(m), at[first_lane(m)], 16, 16, access);
+    for (u32 m = mask; m; m &= m - 1)
+        bad |= u64(at[first_lane(m)] > limit) | (at[first_lane(m)] & 15);
+    for (u32 m = bad ? mask : 0; m; m &= m - 1)
+        shared_bounds(w, first_lane(m), at[first_lane(m)], 16, 16, access);
     if (b.checking && access != Access::WRITE) touch_read16(w, c, mask, at);
     u8* base = b.shared.data();
     for (u32 m = mask; m; m &= m - 1) {
@@ -240,14 +262,21 @@ void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access,
     out->contiguous = false;
     const Launch& launch = *w.block->launch;
     switch (c->space) {
-        case Space::GLOBAL: case Space::CONST: locate_all_global(w, c, mask, at, bytes, access, out); return;
-        case Space::SHARED: locate_all_shared(w, c, mask, at, bytes, access, out); return;
+        case Space::GLOBAL:
+        case Space::CONST:
+            locate_all_global(w, c, mask, at, bytes, access, out);
+            return;
+        case Space::SHARED:
+            locate_all_shared(w, c, mask, at, bytes, access, out);
+            return;
         case Space::LOCAL: {
             u64 size = launch.program->local_bytes;
             for (u32 m = mask; m; m &= m - 1) {
                 int l = first_lane(m);
                 if (at[l] > size || size - at[l] < bytes) {
-                    fail(Kind::OUT_OF_BOUNDS, l, at[l], "accesses local memory at " + std::to_string(at[l]) + "; a thread has " + std::to_string(size) + " bytes");
+                    fail(Kind::OUT_OF_BOUNDS, l, at[l],
+                         "accesses local memory at " + std::to_string(at[l]) + "; a thread has " +
+                             std::to_string(size) + " bytes");
                 }
                 if (at[l] & (bytes - 1)) misaligned(l, at[l], bytes, "local");
                 out->at[l] = w.local.data() + l * size + at[l];
@@ -259,20 +288,26 @@ void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access,
                 int l = first_lane(m);
                 u64 size = launch.params.size();
                 if (at[l] > size || size - at[l] < bytes) {
-                    fail(Kind::OUT_OF_BOUNDS, l, at[l], "reads the parameters at " + std::to_string(at[l]) + "; there are " + std::to_string(size) + " bytes");
+                    fail(Kind::OUT_OF_BOUNDS, l, at[l],
+                         "reads the parameters at " + std::to_string(at[l]) + "; there are " +
+                             std::to_string(size) + " bytes");
                 }
-                if (access != Access::READ) fail(Kind::READ_ONLY, l, at[l], "writes a parameter of the kernel");
+                if (access != Access::READ)
+                    fail(Kind::READ_ONLY, l, at[l], "writes a parameter of the kernel");
                 out->at[l] = const_cast<u8*>(launch.params.data()) + at[l];
             }
             return;
-        default: break;
+        default:
+            break;
     }
     // Generic: lanes that point into one window together, each kind in turn.
     Located part;
     Code view = *c;
     for (Space space : {Space::GLOBAL, Space::SHARED, Space::LOCAL, Space::PARAM}) {
-        u64 window = space == Space::SHARED ? kSharedWindow : space == Space::LOCAL ? kLocalWindow
-                   : space == Space::PARAM ? kParamWindow : 0;
+        u64 window = space == Space::SHARED  ? kSharedWindow
+                     : space == Space::LOCAL ? kLocalWindow
+                     : space == Space::PARAM ? kParamWindow
+                                             : 0;
         u32 here = 0;
         alignas(64) u64 inner[kLanes] = {};
         for (u32 m = mask; m; m &= m - 1) {

@@ -1,10 +1,10 @@
 // What is known about each byte and word of a block's shared memory, and the checks made of it.
 //
 // A byte's state: initialised, the target of an asynchronous copy that was not waited for, or the
-// source of one. A word's last writer and reader: stamp << 39 | part of a word << 38 | agent << 32 |
-// instruction, where the stamp is the block's clock `now` and the agent a warp or the bulk copies.
-// An access is ordered after another if it is of the same warp, or if its warp has acquired a clock
-// not below the other's stamp (vector clocks over barriers, mbarriers and atomics).
+// source of one. A word's last writer and reader: stamp << 39 | part of a word << 38 | agent << 32
+// | instruction, where the stamp is the block's clock `now` and the agent a warp or the bulk
+// copies. An access is ordered after another if it is of the same warp, or if its warp has acquired
+// a clock not below the other's stamp (vector clocks over barriers, mbarriers and atomics).
 #pragma once
 
 #include "machine.h"
@@ -20,8 +20,10 @@ inline u64 entry_for(const Block& b, u32 agent, u32 instruction, bool part) {
     return u64(b.now) << 39 | u64(part) << 38 | u64(agent) << 32 | instruction;
 }
 
-[[noreturn]] void report_state(const Warp& w, const Code* c, int lane, u32 at, u32 bytes, bool write);
-void report_race(Warp& w, const Code* c, int lane, u32 at, u64 entry, bool write, bool other_write, bool part);
+[[noreturn]] void report_state(const Warp& w, const Code* c, int lane, u32 at, u32 bytes,
+                               bool write);
+void report_race(Warp& w, const Code* c, int lane, u32 at, u64 entry, bool write, bool other_write,
+                 bool part);
 
 inline bool state_bad(const Block& b, const u8* s, u32 bytes) {
     u64 bad = 0;
@@ -35,7 +37,8 @@ inline bool state_bad(const Block& b, const u8* s, u32 bytes) {
     return bad != 0;
 }
 
-inline void order(Warp& w, const Code* c, int lane, u32 at, u64 entry, bool write, bool other_write, bool part) {
+inline void order(Warp& w, const Code* c, int lane, u32 at, u64 entry, bool write, bool other_write,
+                  bool part) {
     u32 agent = agent_of(entry);
     if (agent == w.id || stamp_of(entry) <= w.clocks.at[agent]) return;
     report_race(w, c, lane, at, entry, write, other_write, part);
@@ -74,11 +77,13 @@ inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
         u64 x, y;
         std::memcpy(&x, state + at[l], 8);
         std::memcpy(&y, state + at[l] + 8, 8);
-        if (__builtin_expect((((x & look) ^ want) | ((y & look) ^ want)) != 0, 0)) report_state(w, c, l, u32(at[l]), 16, false);
+        if (__builtin_expect((((x & look) ^ want) | ((y & look) ^ want)) != 0, 0))
+            report_state(w, c, l, u32(at[l]), 16, false);
         if (!racing) continue;
         const u64* writers = all_writers + (at[l] >> 2);
         u64* readers = all_readers + (at[l] >> 2);
-        bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe);
+        bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) |
+                     (writers[3] >= safe);
         if (fresh) touch_read(w, c, l, u32(at[l]), 16);
         readers[0] = readers[1] = readers[2] = readers[3] = mine;
     }
@@ -122,15 +127,17 @@ inline void touch_write16(Warp& w, const Code* c, int lane, u32 at, u8 set = kIn
     const u64* readers = b.readers.data() + (at >> 2);
     bool fresh = b.racing;
     if (fresh) {
-        fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) | (writers[3] >= safe) |
-                (readers[0] >= safe) | (readers[1] >= safe) | (readers[2] >= safe) | (readers[3] >= safe);
+        fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) |
+                (writers[3] >= safe) | (readers[0] >= safe) | (readers[1] >= safe) |
+                (readers[2] >= safe) | (readers[3] >= safe);
     }
     if (fresh) return touch_write(w, c, lane, at, 16, set);
     x |= set * kEveryByte;
     y |= set * kEveryByte;
     std::memcpy(b.state.data() + at, &x, 8);
     std::memcpy(b.state.data() + at + 8, &y, 8);
-    if (b.racing) writers[0] = writers[1] = writers[2] = writers[3] = entry_for(b, w.id, c->index, false);
+    if (b.racing)
+        writers[0] = writers[1] = writers[2] = writers[3] = entry_for(b, w.id, c->index, false);
 }
 
 // ---- addresses ----

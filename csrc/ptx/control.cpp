@@ -97,7 +97,8 @@ const Code* branch_indexed(Warp& w, const Code* c, u32 mask) {
             int k = first_lane(m);
             if (index[k] == index[l]) same |= 1u << k;
         }
-        if (index[l] >= c->n_list) fail(Kind::ILLEGAL, l, index[l], "brx.idx beyond its table of targets");
+        if (index[l] >= c->n_list)
+            fail(Kind::ILLEGAL, l, index[l], "brx.idx beyond its table of targets");
         if (all && same == left) return jump(w, c, c->list[index[l]]);
         fork(w, c->list[index[l]], same);
         left &= ~same;
@@ -110,7 +111,9 @@ const Code* call(Warp& w, const Code* c, u32 mask) {
         fork(w, c->index + 1, w.active & ~mask);
     }
     if (w.calls.size() >= w.block->launch->limits.nesting) {
-        fail(Kind::NESTING_LIMIT, first_lane(mask), 0, "calls nest deeper than the limit of " + std::to_string(w.block->launch->limits.nesting));
+        fail(Kind::NESTING_LIMIT, first_lane(mask), 0,
+             "calls nest deeper than the limit of " +
+                 std::to_string(w.block->launch->limits.nesting));
     }
     w.calls.push_back(c->index + 1);
     return code_of(w) + c->target;
@@ -253,18 +256,33 @@ bool gather_lanes(Warp& w, const Code* c, u32 mask, u32 members, const Code** ne
 
 Form resolve_control(const Code& c) {
     switch (c.op) {
-        case Op::LABEL: return {label, "--", "----"};
-        case Op::BRA: return {branch, "--", "----"};
-        case Op::BRX: return {branch_indexed, "--", "1---"};
-        case Op::CALL: return {call, "--", "----"};
-        case Op::RET: return {ret, "--", "----"};
-        case Op::EXIT: return {exit_lanes, "--", "----"};
-        case Op::TRAP: case Op::BRKPT: return {trap, "--", "----"};
-        case Op::NANOSLEEP: return {sleep, "--", "----"};
-        case Op::BARCLUSTER: return {cluster_barrier, "--", "----"};
-        case Op::NOP: case Op::SETMAXNREG: case Op::GRIDDEP: case Op::MEMBAR: case Op::FENCE:
+        case Op::LABEL:
+            return {label, "--", "----"};
+        case Op::BRA:
+            return {branch, "--", "----"};
+        case Op::BRX:
+            return {branch_indexed, "--", "1---"};
+        case Op::CALL:
+            return {call, "--", "----"};
+        case Op::RET:
+            return {ret, "--", "----"};
+        case Op::EXIT:
+            return {exit_lanes, "--", "----"};
+        case Op::TRAP:
+        case Op::BRKPT:
+            return {trap, "--", "----"};
+        case Op::NANOSLEEP:
+            return {sleep, "--", "----"};
+        case Op::BARCLUSTER:
+            return {cluster_barrier, "--", "----"};
+        case Op::NOP:
+        case Op::SETMAXNREG:
+        case Op::GRIDDEP:
+        case Op::MEMBAR:
+        case Op::FENCE:
             return {nothing, "--", "----"};
-        default: return {};
+        default:
+            return {};
     }
 }
 

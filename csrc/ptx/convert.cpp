@@ -31,23 +31,40 @@ const Code* truncate(Warp& w, const Code* c, u32 mask) {
 template <class S>
 Handler truncate_from(Type t) {
     switch (bytes_of(t)) {
-        case 2: return truncate<S, LU16>;
-        case 4: return truncate<S, LU32>;
-        case 8: return truncate<S, LU64>;
-        default: return nullptr;
+        case 2:
+            return truncate<S, LU16>;
+        case 4:
+            return truncate<S, LU32>;
+        case 8:
+            return truncate<S, LU64>;
+        default:
+            return nullptr;
     }
 }
 Handler truncate_of(Type to, Type from, bool source64) {
     if (source64) return truncate_from<LU64>(to);  // only where the type is 32 bits or more
     switch (from) {
-        case Type::U8: case Type::B8: return truncate_from<LU8>(to);
-        case Type::S8: return truncate_from<LS8>(to);
-        case Type::U16: case Type::B16: return truncate_from<LU16>(to);
-        case Type::S16: return truncate_from<LS16>(to);
-        case Type::U32: case Type::B32: return truncate_from<LU32>(to);
-        case Type::S32: return truncate_from<LS32>(to);
-        case Type::U64: case Type::S64: case Type::B64: return truncate_from<LU64>(to);
-        default: return nullptr;
+        case Type::U8:
+        case Type::B8:
+            return truncate_from<LU8>(to);
+        case Type::S8:
+            return truncate_from<LS8>(to);
+        case Type::U16:
+        case Type::B16:
+            return truncate_from<LU16>(to);
+        case Type::S16:
+            return truncate_from<LS16>(to);
+        case Type::U32:
+        case Type::B32:
+            return truncate_from<LU32>(to);
+        case Type::S32:
+            return truncate_from<LS32>(to);
+        case Type::U64:
+        case Type::S64:
+        case Type::B64:
+            return truncate_from<LU64>(to);
+        default:
+            return nullptr;
     }
 }
 
@@ -66,13 +83,23 @@ void write(const Warp& w, u32 offset, int l, bool wide, u64 x) {
 
 i64 extend(u64 x, Type t) {
     switch (t) {
-        case Type::S8: return i8(x);
-        case Type::S16: return i16(x);
-        case Type::S32: return i32(x);
-        case Type::U8: case Type::B8: return u8(x);
-        case Type::U16: case Type::B16: return u16(x);
-        case Type::U32: case Type::B32: return u32(x);
-        default: return i64(x);
+        case Type::S8:
+            return i8(x);
+        case Type::S16:
+            return i16(x);
+        case Type::S32:
+            return i32(x);
+        case Type::U8:
+        case Type::B8:
+            return u8(x);
+        case Type::U16:
+        case Type::B16:
+            return u16(x);
+        case Type::U32:
+        case Type::B32:
+            return u32(x);
+        default:
+            return i64(x);
     }
 }
 
@@ -87,9 +114,7 @@ u64 fit(u64 x, const Code* c) {
 bool wide_source(const Code* c) { return c->has(flag::S64) || letter(c->type2) == '2'; }
 bool wide_result(const Code* c) { return c->has(flag::D64) || letter(c->type) == '2'; }
 
-__int128 lowest(Type t) {
-    return is_signed(t) ? -(__int128(1) << (8 * bytes_of(t) - 1)) : 0;
-}
+__int128 lowest(Type t) { return is_signed(t) ? -(__int128(1) << (8 * bytes_of(t) - 1)) : 0; }
 __int128 highest(Type t) {
     int n = 8 * bytes_of(t);
     return (__int128(1) << (is_signed(t) ? n - 1 : n)) - 1;
@@ -113,32 +138,52 @@ const Code* integers(Warp& w, const Code* c, u32 mask) {
 
 Format format_of(Type t) {
     switch (t) {
-        case Type::F16: case Type::F16X2: return kHalf;
-        case Type::BF16: case Type::BF16X2: return kBf16;
-        case Type::TF32: return kTf32;
-        case Type::E4M3: case Type::E4M3X2: return kE4m3;
-        case Type::E5M2: case Type::E5M2X2: return kE5m2;
-        default: return kSingle;
+        case Type::F16:
+        case Type::F16X2:
+            return kHalf;
+        case Type::BF16:
+        case Type::BF16X2:
+            return kBf16;
+        case Type::TF32:
+            return kTf32;
+        case Type::E4M3:
+        case Type::E4M3X2:
+            return kE4m3;
+        case Type::E5M2:
+        case Type::E5M2X2:
+            return kE5m2;
+        default:
+            return kSingle;
     }
 }
 
 double as_double(u64 x, Type t) {
     switch (t) {
-        case Type::F64: return bits<double>(x);
-        case Type::F32: return bits<float>(u32(x));
-        case Type::F16: return half_to_float(u32(x) & 0xFFFF);
-        case Type::BF16: return bf16_to_float(u32(x) & 0xFFFF);
-        case Type::TF32: return bits<float>(u32(x) & 0xFFFFE000u);
-        default: return decode(u32(x), format_of(t));
+        case Type::F64:
+            return bits<double>(x);
+        case Type::F32:
+            return bits<float>(u32(x));
+        case Type::F16:
+            return half_to_float(u32(x) & 0xFFFF);
+        case Type::BF16:
+            return bf16_to_float(u32(x) & 0xFFFF);
+        case Type::TF32:
+            return bits<float>(u32(x) & 0xFFFFE000u);
+        default:
+            return decode(u32(x), format_of(t));
     }
 }
 
 double to_integer(double x, Round round) {
     switch (round) {
-        case Round::RZI: return std::trunc(x);
-        case Round::RMI: return std::floor(x);
-        case Round::RPI: return std::ceil(x);
-        default: return std::nearbyint(x);
+        case Round::RZI:
+            return std::trunc(x);
+        case Round::RMI:
+            return std::floor(x);
+        case Round::RPI:
+            return std::ceil(x);
+        default:
+            return std::nearbyint(x);
     }
 }
 bool integral(Round r) {
@@ -151,8 +196,11 @@ double flushed(double x, const Code* c, Type t) {
 }
 
 const Code* float_to_integer(Warp& w, const Code* c, u32 mask) {
-    Round round = integral(c->round) ? c->round : c->round == Round::RZ ? Round::RZI
-                : c->round == Round::RM ? Round::RMI : c->round == Round::RP ? Round::RPI : Round::RNI;
+    Round round = integral(c->round)      ? c->round
+                  : c->round == Round::RZ ? Round::RZI
+                  : c->round == Round::RM ? Round::RMI
+                  : c->round == Round::RP ? Round::RPI
+                                          : Round::RNI;
     bool nan_is_zero = c->type2 != Type::F64 && bytes_of(c->type) != 8;
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
@@ -185,14 +233,16 @@ double limited(double x, const Code* c, bool clamp) {
 
 // Into 8 bits, tf32 and packed pairs .sat means .satfinite.
 bool finite_only(const Code* c) {
-    return c->has(flag::SAT) && (bytes_of(c->type) == 1 || c->type == Type::TF32 ||
-                                 c->type == Type::F16X2 || c->type == Type::BF16X2 ||
-                                 c->type == Type::E4M3X2 || c->type == Type::E5M2X2);
+    return c->has(flag::SAT) &&
+           (bytes_of(c->type) == 1 || c->type == Type::TF32 || c->type == Type::F16X2 ||
+            c->type == Type::BF16X2 || c->type == Type::E4M3X2 || c->type == Type::E5M2X2);
 }
 
 const Code* integer_to_float(Warp& w, const Code* c, u32 mask) {
-    int mode = c->round == Round::RZ ? FE_TOWARDZERO : c->round == Round::RM ? FE_DOWNWARD
-             : c->round == Round::RP ? FE_UPWARD : FE_TONEAREST;
+    int mode = c->round == Round::RZ   ? FE_TOWARDZERO
+               : c->round == Round::RM ? FE_DOWNWARD
+               : c->round == Round::RP ? FE_UPWARD
+                                       : FE_TONEAREST;
     int before = std::fegetround();
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
@@ -222,7 +272,8 @@ const Code* float_to_float(Warp& w, const Code* c, u32 mask) {
         if (integral(c->round)) x = to_integer(x, c->round);
         x = limited(x, c, c->has(flag::SAT) && !finite);
         u64 out = encoded(x, c->type, c->round, finite);
-        if (c->type == Type::F32) out = bits<u32>(float(flushed(bits<float>(u32(out)), c, Type::F32)));
+        if (c->type == Type::F32)
+            out = bits<u32>(float(flushed(bits<float>(u32(out)), c, Type::F32)));
         write(w, c->d[0], l, wide_result(c), out);
     }
     return c + 1;
@@ -230,11 +281,16 @@ const Code* float_to_float(Warp& w, const Code* c, u32 mask) {
 
 Type element(Type t) {
     switch (t) {
-        case Type::F16X2: return Type::F16;
-        case Type::BF16X2: return Type::BF16;
-        case Type::E4M3X2: return Type::E4M3;
-        case Type::E5M2X2: return Type::E5M2;
-        default: return t;
+        case Type::F16X2:
+            return Type::F16;
+        case Type::BF16X2:
+            return Type::BF16;
+        case Type::E4M3X2:
+            return Type::E4M3;
+        case Type::E5M2X2:
+            return Type::E5M2;
+        default:
+            return t;
     }
 }
 
@@ -325,13 +381,11 @@ const Code* cvt_pack(Warp& w, const Code* c, u32 mask) {
 }
 
 bool any_float(Type t) {
-    return t == Type::F16 || t == Type::BF16 || t == Type::F32 || t == Type::F64 || t == Type::TF32 ||
-           t == Type::E4M3 || t == Type::E5M2;
+    return t == Type::F16 || t == Type::BF16 || t == Type::F32 || t == Type::F64 ||
+           t == Type::TF32 || t == Type::E4M3 || t == Type::E5M2;
 }
 bool pair(Type t) { return element(t) != t; }
-bool integer(Type t) {
-    return (t >= Type::B8 && t <= Type::S64 && t != Type::B128);
-}
+bool integer(Type t) { return (t >= Type::B8 && t <= Type::S64 && t != Type::B128); }
 
 }  // namespace
 
@@ -341,12 +395,15 @@ Form resolve_convert(const Code& c) {
     Form f{nullptr, {d, '-'}, {s, '-', '-', '-'}};
     if (c.op == Op::CVTPACK) {
         bool small = bytes_of(c.type) == 2 || (bytes_of(c.type) == 1 && integer(c.type));
-        return {small && bytes_of(c.type2) == 4 ? cvt_pack : nullptr, "1-", c.s[2] != kNone ? "111-" : "11--"};
+        return {small && bytes_of(c.type2) == 4 ? cvt_pack : nullptr, "1-",
+                c.s[2] != kNone ? "111-" : "11--"};
     }
     Type to = c.type, from = c.type2;
     if (integer(to) && integer(from)) {
-        bool plain = !c.has(flag::SAT) && (bytes_of(to) >= 4 || (bytes_of(to) == 2 && !c.has(flag::WIDE)));
-        plain = plain && (!c.has(flag::D64) || bytes_of(to) == 8) && (!c.has(flag::S64) || bytes_of(from) == 8);
+        bool plain =
+            !c.has(flag::SAT) && (bytes_of(to) >= 4 || (bytes_of(to) == 2 && !c.has(flag::WIDE)));
+        plain = plain && (!c.has(flag::D64) || bytes_of(to) == 8) &&
+                (!c.has(flag::S64) || bytes_of(from) == 8);
         f.run = plain ? truncate_of(to, from, false) : integers;
     } else if (pair(to)) {
         bool two = from == Type::F32;

@@ -59,8 +59,8 @@ void count_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes) {
     n.bytes += u64(lanes) * bytes;
 }
 
-// Lanes are served `per_phase` at a time; within a phase a bank gives one word (of 4 bytes, or of the
-// access where that is wider) a wavefront.
+// Lanes are served `per_phase` at a time; within a phase a bank gives one word (of 4 bytes, or of
+// the access where that is wider) a wavefront.
 void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u32 per_phase) {
     MemoryCount& n = w.block->worker->memory[c->index];
     u32 unit_shift = bytes <= 4 ? 2 : bytes == 8 ? 3 : 4;
@@ -70,6 +70,15 @@ void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u3
     for (u32 start = 0; start < 32; start += per_phase) {
         u32 m = mask & (phase_mask << start);
         if (!m) continue;
+        u32 seen = 0, lanes = 0;
+        for (u32 k = m; k; k &= k - 1, ++lanes)
+            seen |= 1u << (at[first_lane(k)] >> unit_shift & (banks - 1));
+        if (u32(__builtin_popcount(seen)) == lanes) {  // every lane has a bank of its own
+            waves += 1;
+            ideal += 1;
+            places += lanes;
+            continue;
+        }
         u64 units[kLanes];
         u8 next[kLanes], head[32], depth[32];
         std::memset(head, 0xFF, banks);

@@ -21,11 +21,33 @@ inline double cooked(u64 x) { return bits<double>(x); }
 inline float nan_of(float) { return bits<float>(0x7FFFFFFFu); }
 inline double nan_of(double) { return bits<double>(u64{0x7FFFFFFFFFFFFFFF}); }
 
-struct Add { template <class V> static V f(V a, V b) { return a + b; } };
-struct Sub { template <class V> static V f(V a, V b) { return a - b; } };
-struct Mul { template <class V> static V f(V a, V b) { return a * b; } };
-struct MulOdd { static float f(float a, float b) { return to_odd(double(a) * b); } };
-struct Div { template <class V> static V f(V a, V b) { return a / b; } };
+struct Add {
+    template <class V>
+    static V f(V a, V b) {
+        return a + b;
+    }
+};
+struct Sub {
+    template <class V>
+    static V f(V a, V b) {
+        return a - b;
+    }
+};
+struct Mul {
+    template <class V>
+    static V f(V a, V b) {
+        return a * b;
+    }
+};
+struct MulOdd {
+    static float f(float a, float b) { return to_odd(double(a) * b); }
+};
+struct Div {
+    template <class V>
+    static V f(V a, V b) {
+        return a / b;
+    }
+};
 struct Fma {
     static float f(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
     static double f(double a, double b, double c) { return __builtin_fma(a, b, c); }
@@ -33,61 +55,119 @@ struct Fma {
 struct FmaOdd {
     static float f(float a, float b, float c) { return to_odd(add_to_odd(double(a) * b, c)); }
 };
-struct Neg { template <class V> static V f(V a) { return -a; } };
-struct Abs { template <class V> static V f(V a) { return std::fabs(a); } };
+struct Neg {
+    template <class V>
+    static V f(V a) {
+        return -a;
+    }
+};
+struct Abs {
+    template <class V>
+    static V f(V a) {
+        return std::fabs(a);
+    }
+};
 // The operand that is no number never wins; -0 is below +0.
 struct Min {
-    template <class V> static V f(V a, V b) {
+    template <class V>
+    static V f(V a, V b) {
         V r = b < a ? b : a;
         r = a == b ? cooked(raw(a) | raw(b)) : r;
         return a != a ? b : r;
     }
 };
 struct Max {
-    template <class V> static V f(V a, V b) {
+    template <class V>
+    static V f(V a, V b) {
         V r = b > a ? b : a;
         r = a == b ? cooked(raw(a) & raw(b)) : r;
         return a != a ? b : r;
     }
 };
 struct MinNan {
-    template <class V> static V f(V a, V b) { return a != a || b != b ? nan_of(a) : Min::f(a, b); }
+    template <class V>
+    static V f(V a, V b) {
+        return a != a || b != b ? nan_of(a) : Min::f(a, b);
+    }
 };
 struct MaxNan {
-    template <class V> static V f(V a, V b) { return a != a || b != b ? nan_of(a) : Max::f(a, b); }
+    template <class V>
+    static V f(V a, V b) {
+        return a != a || b != b ? nan_of(a) : Max::f(a, b);
+    }
 };
-template <class F> struct Three {
-    template <class V> static V f(V a, V b, V c) { return F::f(F::f(a, b), c); }
+template <class F>
+struct Three {
+    template <class V>
+    static V f(V a, V b, V c) {
+        return F::f(F::f(a, b), c);
+    }
 };
 struct Copysign {
-    template <class V> static V f(V a, V b) { return std::copysign(b, a); }
+    template <class V>
+    static V f(V a, V b) {
+        return std::copysign(b, a);
+    }
 };
 
 // ---- special functions ----
 
-struct Rcp { template <class V> static V f(V a) { return V(1) / a; } };
-struct Sqrt { template <class V> static V f(V a) { return std::sqrt(a); } };
-struct Rsqrt { template <class V> static V f(V a) { return V(1.0 / std::sqrt(double(a))); } };
-struct Ex2 { static PTX_INLINE float f(float a) { return exp2_approx(a); } };
-struct Lg2 { static float f(float a) { return std::log2(a); } };
-struct Sin { static float f(float a) { return std::sin(a); } };
-struct Cos { static float f(float a) { return std::cos(a); } };
-struct Tanh { static float f(float a) { return std::tanh(a); } };
+struct Rcp {
+    template <class V>
+    static V f(V a) {
+        return V(1) / a;
+    }
+};
+struct Sqrt {
+    template <class V>
+    static V f(V a) {
+        return std::sqrt(a);
+    }
+};
+struct Rsqrt {
+    template <class V>
+    static V f(V a) {
+        return V(1.0 / std::sqrt(double(a)));
+    }
+};
+struct Ex2 {
+    static PTX_INLINE float f(float a) { return exp2_approx(a); }
+};
+struct Lg2 {
+    static float f(float a) { return std::log2(a); }
+};
+struct Sin {
+    static float f(float a) { return std::sin(a); }
+};
+struct Cos {
+    static float f(float a) { return std::cos(a); }
+};
+struct Tanh {
+    static float f(float a) { return std::tanh(a); }
+};
 
 template <class F>
 Handler by_single(Type t, bool ftz) {
     switch (t) {
-        case Type::F32: return ftz ? unary<LF32Z, F> : unary<LF32, F>;
-        case Type::F16: return unary<LF16, F>;
-        case Type::F16X2: return unary<Twice<LF16>, F>;
-        case Type::BF16: return unary<LBF16, F>;
-        case Type::BF16X2: return unary<Twice<LBF16>, F>;
-        default: return nullptr;
+        case Type::F32:
+            return ftz ? unary<LF32Z, F> : unary<LF32, F>;
+        case Type::F16:
+            return unary<LF16, F>;
+        case Type::F16X2:
+            return unary<Twice<LF16>, F>;
+        case Type::BF16:
+            return unary<LBF16, F>;
+        case Type::BF16X2:
+            return unary<Twice<LBF16>, F>;
+        default:
+            return nullptr;
     }
 }
 template <class F>
 Handler single_or_double(Type t, bool ftz) {
-    return t == Type::F64 ? unary<LF64, F> : t == Type::F32 ? (ftz ? unary<LF32Z, F> : unary<LF32, F>) : nullptr;
+    return t == Type::F64   ? unary<LF64, F>
+           : t == Type::F32 ? (ftz ? unary<LF32Z, F> : unary<LF32, F>)
+                            : nullptr;
 }
 
 // ---- directed rounding, .sat and .relu: a lane at a time ----
@@ -102,13 +182,27 @@ const Code* directed(Warp& w, const Code* c, u32 mask) {
         V x = L::get(a[l]), y = L::get(b[l]), z = L::get(e[l]);
         V r;
         switch (c->op) {
-            case Op::ADD: r = rounded(Arith::ADD, x, y, V(0), c->round); break;
-            case Op::SUB: r = rounded(Arith::ADD, x, -y, V(0), c->round); break;
-            case Op::MUL: r = rounded(Arith::MUL, x, y, V(0), c->round); break;
-            case Op::DIV: r = rounded(Arith::DIV, x, y, V(0), c->round); break;
-            case Op::RCP: r = rounded(Arith::DIV, V(1), x, V(0), c->round); break;
-            case Op::SQRT: r = rounded(Arith::SQRT, x, V(0), V(0), c->round); break;
-            default: r = rounded(Arith::FMA, x, y, z, c->round); break;
+            case Op::ADD:
+                r = rounded(Arith::ADD, x, y, V(0), c->round);
+                break;
+            case Op::SUB:
+                r = rounded(Arith::ADD, x, -y, V(0), c->round);
+                break;
+            case Op::MUL:
+                r = rounded(Arith::MUL, x, y, V(0), c->round);
+                break;
+            case Op::DIV:
+                r = rounded(Arith::DIV, x, y, V(0), c->round);
+                break;
+            case Op::RCP:
+                r = rounded(Arith::DIV, V(1), x, V(0), c->round);
+                break;
+            case Op::SQRT:
+                r = rounded(Arith::SQRT, x, V(0), V(0), c->round);
+                break;
+            default:
+                r = rounded(Arith::FMA, x, y, z, c->round);
+                break;
         }
         return L::put(r);
     });
@@ -138,21 +232,34 @@ void limit_pair(Warp& w, const Code* c, u32 mask) {
         if (relu) v = v != v ? v : v > 0 ? v : 0;
         return L::put(v);
     };
-    fill_lanes<u32>(w, c->d[0], mask, [=](int l) { return one(d[l] & 0xFFFF) | one(d[l] >> 16) << 16; });
+    fill_lanes<u32>(w, c->d[0], mask,
+                    [=](int l) { return one(d[l] & 0xFFFF) | one(d[l] >> 16) << 16; });
 }
 
 Handler plain(const Code& c);
 
 // The handler without the limits, found again at run time: rare instructions only.
 const Code* limited(Warp& w, const Code* c, u32 mask) {
-    plain(*c)(w, c, mask);
+    plain (*c)(w, c, mask);
     switch (c->type) {
-        case Type::F32: limit<LF32>(w, c, mask); break;
-        case Type::F64: limit<LF64>(w, c, mask); break;
-        case Type::F16: limit<LF16>(w, c, mask); break;
-        case Type::BF16: limit<LBF16>(w, c, mask); break;
-        case Type::F16X2: limit_pair<LF16>(w, c, mask); break;
-        default: limit_pair<LBF16>(w, c, mask); break;
+        case Type::F32:
+            limit<LF32>(w, c, mask);
+            break;
+        case Type::F64:
+            limit<LF64>(w, c, mask);
+            break;
+        case Type::F16:
+            limit<LF16>(w, c, mask);
+            break;
+        case Type::BF16:
+            limit<LBF16>(w, c, mask);
+            break;
+        case Type::F16X2:
+            limit_pair<LF16>(w, c, mask);
+            break;
+        default:
+            limit_pair<LBF16>(w, c, mask);
+            break;
     }
     return c + 1;
 }
@@ -160,13 +267,20 @@ const Code* limited(Warp& w, const Code* c, u32 mask) {
 template <class F, class Odd>
 Handler fma_of(Type t, bool ftz) {
     switch (t) {
-        case Type::F32: return ftz ? ternary<LF32Z, F> : ternary<LF32, F>;
-        case Type::F64: return ternary<LF64, F>;
-        case Type::F16: return ftz ? ternary<LF16Z, Odd> : ternary<LF16, Odd>;
-        case Type::F16X2: return ftz ? ternary<Twice<LF16Z>, Odd> : ternary<Twice<LF16>, Odd>;
-        case Type::BF16: return ternary<LBF16, Odd>;
-        case Type::BF16X2: return ternary<Twice<LBF16>, Odd>;
-        default: return nullptr;
+        case Type::F32:
+            return ftz ? ternary<LF32Z, F> : ternary<LF32, F>;
+        case Type::F64:
+            return ternary<LF64, F>;
+        case Type::F16:
+            return ftz ? ternary<LF16Z, Odd> : ternary<LF16, Odd>;
+        case Type::F16X2:
+            return ftz ? ternary<Twice<LF16Z>, Odd> : ternary<Twice<LF16>, Odd>;
+        case Type::BF16:
+            return ternary<LBF16, Odd>;
+        case Type::BF16X2:
+            return ternary<Twice<LBF16>, Odd>;
+        default:
+            return nullptr;
     }
 }
 
@@ -176,21 +290,33 @@ Handler plain(const Code& c) {
     bool approximate = c.has(flag::APPROX) || c.has(flag::FULL);
     bool turned = c.round == Round::RZ || c.round == Round::RM || c.round == Round::RP;
     if (turned && !approximate) {
-        return t == Type::F32 ? (z ? directed<LF32Z> : directed<LF32>) : t == Type::F64 ? directed<LF64> : nullptr;
+        return t == Type::F32   ? (z ? directed<LF32Z> : directed<LF32>)
+               : t == Type::F64 ? directed<LF64>
+                                : nullptr;
     }
     bool brain = t == Type::BF16 || t == Type::BF16X2;
     switch (c.op) {
-        case Op::ADD: return by_float<Binary, Add>(t, z);
-        case Op::SUB: return by_float<Binary, Sub>(t, z);
+        case Op::ADD:
+            return by_float<Binary, Add>(t, z);
+        case Op::SUB:
+            return by_float<Binary, Sub>(t, z);
         case Op::MUL:
-            if (brain) return t == Type::BF16 ? binary<LBF16, MulOdd> : binary<Twice<LBF16>, MulOdd>;
+            if (brain)
+                return t == Type::BF16 ? binary<LBF16, MulOdd> : binary<Twice<LBF16>, MulOdd>;
             return by_float<Binary, Mul>(t, z);
-        case Op::FMA: case Op::MAD: return fma_of<Fma, FmaOdd>(t, z);
+        case Op::FMA:
+        case Op::MAD:
+            return fma_of<Fma, FmaOdd>(t, z);
         case Op::DIV:
-            return t == Type::F64 ? binary<LF64, Div> : t == Type::F32 ? (z ? binary<LF32Z, Div> : binary<LF32, Div>) : nullptr;
-        case Op::RCP: return single_or_double<Rcp>(t, z);
-        case Op::SQRT: return single_or_double<Sqrt>(t, z);
-        default: return nullptr;
+            return t == Type::F64   ? binary<LF64, Div>
+                   : t == Type::F32 ? (z ? binary<LF32Z, Div> : binary<LF32, Div>)
+                                    : nullptr;
+        case Op::RCP:
+            return single_or_double<Rcp>(t, z);
+        case Op::SQRT:
+            return single_or_double<Sqrt>(t, z);
+        default:
+            return nullptr;
     }
 }
 
@@ -215,12 +341,24 @@ const Code* testp(Warp& w, const Code* c, u32 mask) {
         int kind = std::fpclassify(a[l]);
         bool yes = false;
         switch (c->sub) {
-            case 0: yes = std::isfinite(a[l]); break;
-            case 1: yes = kind == FP_INFINITE; break;
-            case 2: yes = kind != FP_NAN; break;
-            case 3: yes = kind == FP_NAN; break;
-            case 4: yes = kind == FP_NORMAL; break;
-            case 5: yes = kind == FP_SUBNORMAL; break;
+            case 0:
+                yes = std::isfinite(a[l]);
+                break;
+            case 1:
+                yes = kind == FP_INFINITE;
+                break;
+            case 2:
+                yes = kind != FP_NAN;
+                break;
+            case 3:
+                yes = kind == FP_NAN;
+                break;
+            case 4:
+                yes = kind == FP_NORMAL;
+                break;
+            case 5:
+                yes = kind == FP_SUBNORMAL;
+                break;
         }
         out |= u32(yes) << l;
     }
@@ -236,23 +374,47 @@ Form resolve_float(const Code& c) {
     f.d = {k, '-'};
     bool z = c.has(flag::FTZ);
     switch (c.op) {
-        case Op::ADD: case Op::SUB: case Op::MUL: case Op::DIV: f.s = {k, k, '-', '-'}; break;
-        case Op::FMA: case Op::MAD: f.s = {k, k, k, '-'}; break;
-        case Op::RCP: case Op::SQRT: f.s = {k, '-', '-', '-'}; break;
-        case Op::MIN: case Op::MAX:
+        case Op::ADD:
+        case Op::SUB:
+        case Op::MUL:
+        case Op::DIV:
+            f.s = {k, k, '-', '-'};
+            break;
+        case Op::FMA:
+        case Op::MAD:
+            f.s = {k, k, k, '-'};
+            break;
+        case Op::RCP:
+        case Op::SQRT:
+            f.s = {k, '-', '-', '-'};
+            break;
+        case Op::MIN:
+        case Op::MAX:
             f.s = {k, k, c.s[2] != kNone ? k : '-', '-'};
             f.run = extremum(c);
             return f;
-        case Op::NEG: f.s = {k, '-', '-', '-'}; f.run = by_float<Unary, Neg>(c.type, z); return f;
-        case Op::ABS: f.s = {k, '-', '-', '-'}; f.run = by_float<Unary, Abs>(c.type, z); return f;
-        case Op::COPYSIGN: f.s = {k, k, '-', '-'}; f.run = by_float<Binary, Copysign>(c.type, false); return f;
+        case Op::NEG:
+            f.s = {k, '-', '-', '-'};
+            f.run = by_float<Unary, Neg>(c.type, z);
+            return f;
+        case Op::ABS:
+            f.s = {k, '-', '-', '-'};
+            f.run = by_float<Unary, Abs>(c.type, z);
+            return f;
+        case Op::COPYSIGN:
+            f.s = {k, k, '-', '-'};
+            f.run = by_float<Binary, Copysign>(c.type, false);
+            return f;
         case Op::TESTP:
             f.d = "p-";
             f.s = {k, '-', '-', '-'};
-            f.run = c.type == Type::F32 ? testp<float> : c.type == Type::F64 ? testp<double> : nullptr;
+            f.run = c.type == Type::F32   ? testp<float>
+                    : c.type == Type::F64 ? testp<double>
+                                          : nullptr;
             if (c.sub > 5) f.run = nullptr;
             return f;
-        default: return f;
+        default:
+            return f;
     }
     f.run = plain(c);
     if (f.run && (c.has(flag::SAT) || c.has(flag::RELU))) f.run = limited;
@@ -266,13 +428,26 @@ Form resolve_special(const Code& c) {
     f.s = {k, '-', '-', '-'};
     bool z = c.has(flag::FTZ);
     switch (c.op) {
-        case Op::RSQRT: f.run = single_or_double<Rsqrt>(c.type, z); break;
-        case Op::EX2: f.run = by_single<Ex2>(c.type, z); break;
-        case Op::LG2: f.run = by_single<Lg2>(c.type, z); break;
-        case Op::SIN: f.run = by_single<Sin>(c.type, z); break;
-        case Op::COS: f.run = by_single<Cos>(c.type, z); break;
-        case Op::TANH: f.run = by_single<Tanh>(c.type, z); break;
-        default: break;
+        case Op::RSQRT:
+            f.run = single_or_double<Rsqrt>(c.type, z);
+            break;
+        case Op::EX2:
+            f.run = by_single<Ex2>(c.type, z);
+            break;
+        case Op::LG2:
+            f.run = by_single<Lg2>(c.type, z);
+            break;
+        case Op::SIN:
+            f.run = by_single<Sin>(c.type, z);
+            break;
+        case Op::COS:
+            f.run = by_single<Cos>(c.type, z);
+            break;
+        case Op::TANH:
+            f.run = by_single<Tanh>(c.type, z);
+            break;
+        default:
+            break;
     }
     return f;
 }

@@ -9,32 +9,114 @@ namespace {
 
 // ---- functors ----
 
-struct Add { template <class V> static V f(V a, V b) { return a + b; } };
-struct Sub { template <class V> static V f(V a, V b) { return a - b; } };
-struct Mul { template <class V> static V f(V a, V b) { return a * b; } };
-struct Mad { template <class V> static V f(V a, V b, V c) { return a * b + c; } };
-struct Min { template <class V> static V f(V a, V b) { return a < b ? a : b; } };
-struct Max { template <class V> static V f(V a, V b) { return a > b ? a : b; } };
-struct MinRelu { template <class V> static V f(V a, V b) { return Max::f(Min::f(a, b), V(0)); } };
-struct MaxRelu { template <class V> static V f(V a, V b) { return Max::f(Max::f(a, b), V(0)); } };
-struct Neg { template <class V> static V f(V a) { return V(0) - a; } };
-struct Abs { template <class V> static V f(V a) { return a < V(0) ? V(0) - a : a; } };
-struct Sad { template <class V> static V f(V a, V b, V c) { return c + (a > b ? a - b : b - a); } };
-struct And { template <class V> static V f(V a, V b) { return a & b; } };
-struct Or { template <class V> static V f(V a, V b) { return a | b; } };
-struct Xor { template <class V> static V f(V a, V b) { return a ^ b; } };
-struct Not { template <class V> static V f(V a) { return ~a; } };
-struct Cnot { template <class V> static V f(V a) { return a == 0 ? 1 : 0; } };
+struct Add {
+    template <class V>
+    static V f(V a, V b) {
+        return a + b;
+    }
+};
+struct Sub {
+    template <class V>
+    static V f(V a, V b) {
+        return a - b;
+    }
+};
+struct Mul {
+    template <class V>
+    static V f(V a, V b) {
+        return a * b;
+    }
+};
+struct Mad {
+    template <class V>
+    static V f(V a, V b, V c) {
+        return a * b + c;
+    }
+};
+struct Min {
+    template <class V>
+    static V f(V a, V b) {
+        return a < b ? a : b;
+    }
+};
+struct Max {
+    template <class V>
+    static V f(V a, V b) {
+        return a > b ? a : b;
+    }
+};
+struct MinRelu {
+    template <class V>
+    static V f(V a, V b) {
+        return Max::f(Min::f(a, b), V(0));
+    }
+};
+struct MaxRelu {
+    template <class V>
+    static V f(V a, V b) {
+        return Max::f(Max::f(a, b), V(0));
+    }
+};
+struct Neg {
+    template <class V>
+    static V f(V a) {
+        return V(0) - a;
+    }
+};
+struct Abs {
+    template <class V>
+    static V f(V a) {
+        return a < V(0) ? V(0) - a : a;
+    }
+};
+struct Sad {
+    template <class V>
+    static V f(V a, V b, V c) {
+        return c + (a > b ? a - b : b - a);
+    }
+};
+struct And {
+    template <class V>
+    static V f(V a, V b) {
+        return a & b;
+    }
+};
+struct Or {
+    template <class V>
+    static V f(V a, V b) {
+        return a | b;
+    }
+};
+struct Xor {
+    template <class V>
+    static V f(V a, V b) {
+        return a ^ b;
+    }
+};
+struct Not {
+    template <class V>
+    static V f(V a) {
+        return ~a;
+    }
+};
+struct Cnot {
+    template <class V>
+    static V f(V a) {
+        return a == 0 ? 1 : 0;
+    }
+};
 // Division by zero gives all ones, as the hardware's sequence does; -2^31 / -1 wraps.
 struct Div {
-    template <class V> static V f(V a, V b) {
+    template <class V>
+    static V f(V a, V b) {
         if (b == 0) return V(-1);
         if (std::is_signed_v<V> && b == V(-1)) return V(0) - a;
         return a / b;
     }
 };
 struct Rem {
-    template <class V> static V f(V a, V b) {
+    template <class V>
+    static V f(V a, V b) {
         if (b == 0) return a;
         if (std::is_signed_v<V> && b == V(-1)) return 0;
         return a % b;
@@ -51,9 +133,19 @@ inline V high(V a, V b, int width) {
         return V((W(a) * W(b)) >> width);
     }
 }
-template <int W> struct MulHi { template <class V> static V f(V a, V b) { return high(a, b, W); } };
-template <int W> struct MadHi {
-    template <class V> static V f(V a, V b, V c) { return high(a, b, W) + c; }
+template <int W>
+struct MulHi {
+    template <class V>
+    static V f(V a, V b) {
+        return high(a, b, W);
+    }
+};
+template <int W>
+struct MadHi {
+    template <class V>
+    static V f(V a, V b, V c) {
+        return high(a, b, W) + c;
+    }
 };
 
 // Sources of one type, result (and third source) twice as wide.
@@ -73,11 +165,16 @@ const Code* wide(Warp& w, const Code* c, u32 mask) {
 template <bool kAdd>
 Handler wide_of(Type t) {
     switch (t) {
-        case Type::U16: return wide<LU16, u32, kAdd>;
-        case Type::S16: return wide<LS16, i32, kAdd>;
-        case Type::U32: return wide<LU32, u64, kAdd>;
-        case Type::S32: return wide<LS32, i64, kAdd>;
-        default: return nullptr;
+        case Type::U16:
+            return wide<LU16, u32, kAdd>;
+        case Type::S16:
+            return wide<LS16, i32, kAdd>;
+        case Type::U32:
+            return wide<LU32, u64, kAdd>;
+        case Type::S32:
+            return wide<LS32, i64, kAdd>;
+        default:
+            return nullptr;
     }
 }
 
@@ -154,13 +251,23 @@ const Code* shift(Warp& w, const Code* c, u32 mask) {
 }
 Handler shift_of(Type t, bool left) {
     switch (t) {
-        case Type::B16: case Type::U16: return left ? shift<LU16, 16, true> : shift<LU16, 16, false>;
-        case Type::B32: case Type::U32: return left ? shift<LU32, 32, true> : shift<LU32, 32, false>;
-        case Type::B64: case Type::U64: return left ? shift<LU64, 64, true> : shift<LU64, 64, false>;
-        case Type::S16: return left ? shift<LU16, 16, true> : shift<LS16, 16, false>;
-        case Type::S32: return left ? shift<LU32, 32, true> : shift<LS32, 32, false>;
-        case Type::S64: return left ? shift<LU64, 64, true> : shift<LS64, 64, false>;
-        default: return nullptr;
+        case Type::B16:
+        case Type::U16:
+            return left ? shift<LU16, 16, true> : shift<LU16, 16, false>;
+        case Type::B32:
+        case Type::U32:
+            return left ? shift<LU32, 32, true> : shift<LU32, 32, false>;
+        case Type::B64:
+        case Type::U64:
+            return left ? shift<LU64, 64, true> : shift<LU64, 64, false>;
+        case Type::S16:
+            return left ? shift<LU16, 16, true> : shift<LS16, 16, false>;
+        case Type::S32:
+            return left ? shift<LU32, 32, true> : shift<LS32, 32, false>;
+        case Type::S64:
+            return left ? shift<LU64, 64, true> : shift<LS64, 64, false>;
+        default:
+            return nullptr;
     }
 }
 
@@ -232,14 +339,17 @@ struct Clz {
     static u32 f(u32 x) { return x ? __builtin_clz(x) : 32; }
     static u32 f(u64 x) { return x ? __builtin_clzll(x) : 64; }
 };
-template <bool kShift> struct Bfind {
-    template <class U> static u32 f(U x) {
+template <bool kShift>
+struct Bfind {
+    template <class U>
+    static u32 f(U x) {
         if (x == 0) return kNone;
         u32 at = 8 * sizeof(U) - 1 - Clz::f(x);
         return kShift ? 8 * sizeof(U) - 1 - at : at;
     }
 };
-template <bool kShift> struct BfindSigned {
+template <bool kShift>
+struct BfindSigned {
     static u32 f(u32 x) { return Bfind<kShift>::f(i32(x) < 0 ? ~x : x); }
     static u32 f(u64 x) { return Bfind<kShift>::f(i64(x) < 0 ? ~x : x); }
 };
@@ -333,8 +443,12 @@ struct Mul24Hi {
     static u32 f(u32 a, u32 b) { return u32((u64(a & 0xFFFFFF) * (b & 0xFFFFFF)) >> 16); }
     static i32 f(i32 a, i32 b) { return i32((i64((a << 8) >> 8) * ((b << 8) >> 8)) >> 16); }
 };
-template <class F> struct Mad24 {
-    template <class V> static V f(V a, V b, V c) { return F::f(a, b) + c; }
+template <class F>
+struct Mad24 {
+    template <class V>
+    static V f(V a, V b, V c) {
+        return F::f(a, b) + c;
+    }
 };
 
 struct Szext {  // bits above the count become copies of the sign (or zero)
@@ -345,7 +459,10 @@ struct Szext {  // bits above the count become copies of the sign (or zero)
     }
 };
 struct SzextWrap {
-    template <class V> static V f(V a, V n) { return Szext::f(a, V(n & 31)); }
+    template <class V>
+    static V f(V a, V n) {
+        return Szext::f(a, V(n & 31));
+    }
 };
 // The n-th set bit from a base, upwards or downwards.
 const Code* find_nth_set(Warp& w, const Code* c, u32 mask) {
@@ -370,7 +487,9 @@ struct Bmsk {
         return (n >= 32 ? ~0u : (1u << n) - 1) << at;
     }
 };
-struct BmskWrap { static u32 f(u32 at, u32 n) { return Bmsk::f(at & 31, n & 31); } };
+struct BmskWrap {
+    static u32 f(u32 at, u32 n) { return Bmsk::f(at & 31, n & 31); }
+};
 
 // ---- predicates ----
 
@@ -395,32 +514,57 @@ Handler arithmetic(const Code& c) {
     Type t = c.type;
     bool sat = c.has(flag::SAT);
     switch (c.op) {
-        case Op::ADD: return sat ? (t == Type::S32 ? binary<LS32, AddSat> : nullptr) : by_width<Binary, Add>(t);
-        case Op::SUB: return sat ? (t == Type::S32 ? binary<LS32, SubSat> : nullptr) : by_width<Binary, Sub>(t);
-        case Op::MUL: return c.has(flag::HI) ? hi_of(t) : c.has(flag::WIDE) ? wide_of<false>(t) : by_width<Binary, Mul>(t);
+        case Op::ADD:
+            return sat ? (t == Type::S32 ? binary<LS32, AddSat> : nullptr)
+                       : by_width<Binary, Add>(t);
+        case Op::SUB:
+            return sat ? (t == Type::S32 ? binary<LS32, SubSat> : nullptr)
+                       : by_width<Binary, Sub>(t);
+        case Op::MUL:
+            return c.has(flag::HI)     ? hi_of(t)
+                   : c.has(flag::WIDE) ? wide_of<false>(t)
+                                       : by_width<Binary, Mul>(t);
         case Op::MAD:
             if (sat) return t == Type::S32 && c.has(flag::HI) ? ternary<LS32, MadHiSat> : nullptr;
-            return c.has(flag::HI) ? mad_hi_of(t) : c.has(flag::WIDE) ? wide_of<true>(t) : by_width<Ternary, Mad>(t);
-        case Op::DIV: return by_integer<Binary, Div>(t);
-        case Op::REM: return by_integer<Binary, Rem>(t);
-        case Op::MIN: return c.has(flag::RELU) ? by_integer<Binary, MinRelu>(t) : by_integer<Binary, Min>(t);
-        case Op::MAX: return c.has(flag::RELU) ? by_integer<Binary, MaxRelu>(t) : by_integer<Binary, Max>(t);
-        case Op::NEG: return by_integer<Unary, Neg>(t);
-        case Op::ABS: return by_integer<Unary, Abs>(t);
-        case Op::SAD: return by_integer<Ternary, Sad>(t);
+            return c.has(flag::HI)     ? mad_hi_of(t)
+                   : c.has(flag::WIDE) ? wide_of<true>(t)
+                                       : by_width<Ternary, Mad>(t);
+        case Op::DIV:
+            return by_integer<Binary, Div>(t);
+        case Op::REM:
+            return by_integer<Binary, Rem>(t);
+        case Op::MIN:
+            return c.has(flag::RELU) ? by_integer<Binary, MinRelu>(t) : by_integer<Binary, Min>(t);
+        case Op::MAX:
+            return c.has(flag::RELU) ? by_integer<Binary, MaxRelu>(t) : by_integer<Binary, Max>(t);
+        case Op::NEG:
+            return by_integer<Unary, Neg>(t);
+        case Op::ABS:
+            return by_integer<Unary, Abs>(t);
+        case Op::SAD:
+            return by_integer<Ternary, Sad>(t);
         case Op::MUL24:
-            if (c.has(flag::HI)) return t == Type::S32 ? binary<LS32, Mul24Hi> : binary<LU32, Mul24Hi>;
+            if (c.has(flag::HI))
+                return t == Type::S32 ? binary<LS32, Mul24Hi> : binary<LU32, Mul24Hi>;
             return t == Type::S32 ? binary<LS32, Mul24> : binary<LU32, Mul24>;
         case Op::MAD24:
             if (sat) return nullptr;
-            if (c.has(flag::HI)) return t == Type::S32 ? ternary<LS32, Mad24<Mul24Hi>> : ternary<LU32, Mad24<Mul24Hi>>;
+            if (c.has(flag::HI))
+                return t == Type::S32 ? ternary<LS32, Mad24<Mul24Hi>>
+                                      : ternary<LU32, Mad24<Mul24Hi>>;
             return t == Type::S32 ? ternary<LS32, Mad24<Mul24>> : ternary<LU32, Mad24<Mul24>>;
-        case Op::AND: return by_width<Binary, And>(t);
-        case Op::OR: return by_width<Binary, Or>(t);
-        case Op::XOR: return by_width<Binary, Xor>(t);
-        case Op::NOT: return by_width<Unary, Not>(t);
-        case Op::CNOT: return by_width<Unary, Cnot>(t);
-        default: return nullptr;
+        case Op::AND:
+            return by_width<Binary, And>(t);
+        case Op::OR:
+            return by_width<Binary, Or>(t);
+        case Op::XOR:
+            return by_width<Binary, Xor>(t);
+        case Op::NOT:
+            return by_width<Unary, Not>(t);
+        case Op::CNOT:
+            return by_width<Unary, Cnot>(t);
+        default:
+            return nullptr;
     }
 }
 
@@ -434,21 +578,38 @@ Form resolve_integer(const Code& c) {
     char k = letter(t);
     bool wide64 = k == '2';
     switch (c.op) {
-        case Op::AND: case Op::OR: case Op::XOR: case Op::NOT:
+        case Op::AND:
+        case Op::OR:
+        case Op::XOR:
+        case Op::NOT:
             if (t == Type::PRED) {
                 f.d = "p-";
                 f.s = c.op == Op::NOT ? "p---" : "pp--";
-                f.run = c.op == Op::AND ? on_predicates<And> : c.op == Op::OR ? on_predicates<Or>
-                      : c.op == Op::XOR ? on_predicates<Xor> : not_predicate;
+                f.run = c.op == Op::AND   ? on_predicates<And>
+                        : c.op == Op::OR  ? on_predicates<Or>
+                        : c.op == Op::XOR ? on_predicates<Xor>
+                                          : not_predicate;
                 return f;
             }
             [[fallthrough]];
-        case Op::ADD: case Op::SUB: case Op::MUL: case Op::MAD: case Op::DIV: case Op::REM:
-        case Op::MIN: case Op::MAX: case Op::NEG: case Op::ABS: case Op::SAD: case Op::MUL24:
-        case Op::MAD24: case Op::CNOT: {
+        case Op::ADD:
+        case Op::SUB:
+        case Op::MUL:
+        case Op::MAD:
+        case Op::DIV:
+        case Op::REM:
+        case Op::MIN:
+        case Op::MAX:
+        case Op::NEG:
+        case Op::ABS:
+        case Op::SAD:
+        case Op::MUL24:
+        case Op::MAD24:
+        case Op::CNOT: {
             f.run = arithmetic(c);
             int n = c.op == Op::NEG || c.op == Op::ABS || c.op == Op::NOT || c.op == Op::CNOT ? 1
-                  : c.op == Op::MAD || c.op == Op::SAD || c.op == Op::MAD24 ? 3 : 2;
+                    : c.op == Op::MAD || c.op == Op::SAD || c.op == Op::MAD24                 ? 3
+                                                                                              : 2;
             f.d = {k, '-'};
             f.s = sources(n, k);
             if (c.has(flag::WIDE) && (c.op == Op::MUL || c.op == Op::MAD)) {
@@ -457,48 +618,73 @@ Form resolve_integer(const Code& c) {
                 if (n == 3) f.s[2] = twice;
             }
             if (c.flags & (flag::CC_IN | flag::CC_OUT)) {
-                bool fits = (c.op == Op::ADD || c.op == Op::SUB || c.op == Op::MAD) && bytes_of(t) >= 4 && !c.has(flag::WIDE);
+                bool fits = (c.op == Op::ADD || c.op == Op::SUB || c.op == Op::MAD) &&
+                            bytes_of(t) >= 4 && !c.has(flag::WIDE);
                 f.run = !fits ? nullptr : wide64 ? with_carry<u64> : with_carry<u32>;
             }
             return f;
         }
-        case Op::SHL: case Op::SHR:
+        case Op::SHL:
+        case Op::SHR:
             f = {shift_of(t, c.op == Op::SHL), {k, '-'}, {k, '1', '-', '-'}, ""};
             return f;
-        case Op::SHF: return {funnel, "1-", "111-", ""};
+        case Op::SHF:
+            return {funnel, "1-", "111-", ""};
         case Op::BFE:
-            f.run = t == Type::U32 ? bfe<u32, i32, false> : t == Type::S32 ? bfe<u32, i32, true>
-                  : t == Type::U64 ? bfe<u64, i64, false> : t == Type::S64 ? bfe<u64, i64, true> : nullptr;
+            f.run = t == Type::U32   ? bfe<u32, i32, false>
+                    : t == Type::S32 ? bfe<u32, i32, true>
+                    : t == Type::U64 ? bfe<u64, i64, false>
+                    : t == Type::S64 ? bfe<u64, i64, true>
+                                     : nullptr;
             f.d = {k, '-'};
             f.s = {k, '1', '1', '-'};
             return f;
-        case Op::BFI: return {wide64 ? bfi<u64> : bfi<u32>, {k, '-'}, {k, k, '1', '1'}, ""};
-        case Op::POPC: return {wide64 ? to_word<u64, Popc> : to_word<u32, Popc>, "1-", {k, '-', '-', '-'}, ""};
-        case Op::CLZ: return {wide64 ? to_word<u64, Clz> : to_word<u32, Clz>, "1-", {k, '-', '-', '-'}, ""};
-        case Op::BREV: return {wide64 ? unary<LU64, Brev> : unary<LU32, Brev>, {k, '-'}, {k, '-', '-', '-'}, ""};
+        case Op::BFI:
+            return {wide64 ? bfi<u64> : bfi<u32>, {k, '-'}, {k, k, '1', '1'}, ""};
+        case Op::POPC:
+            return {wide64 ? to_word<u64, Popc> : to_word<u32, Popc>, "1-", {k, '-', '-', '-'}, ""};
+        case Op::CLZ:
+            return {wide64 ? to_word<u64, Clz> : to_word<u32, Clz>, "1-", {k, '-', '-', '-'}, ""};
+        case Op::BREV:
+            return {
+                wide64 ? unary<LU64, Brev> : unary<LU32, Brev>, {k, '-'}, {k, '-', '-', '-'}, ""};
         case Op::BFIND:
             f.d = "1-";
             f.s = {k, '-', '-', '-'};
             if (c.has(flag::HI)) {
-                f.run = t == Type::U32 ? to_word<u32, Bfind<true>> : t == Type::U64 ? to_word<u64, Bfind<true>>
-                      : t == Type::S32 ? to_word<u32, BfindSigned<true>> : t == Type::S64 ? to_word<u64, BfindSigned<true>> : nullptr;
+                f.run = t == Type::U32   ? to_word<u32, Bfind<true>>
+                        : t == Type::U64 ? to_word<u64, Bfind<true>>
+                        : t == Type::S32 ? to_word<u32, BfindSigned<true>>
+                        : t == Type::S64 ? to_word<u64, BfindSigned<true>>
+                                         : nullptr;
             } else {
-                f.run = t == Type::U32 ? to_word<u32, Bfind<false>> : t == Type::U64 ? to_word<u64, Bfind<false>>
-                      : t == Type::S32 ? to_word<u32, BfindSigned<false>> : t == Type::S64 ? to_word<u64, BfindSigned<false>> : nullptr;
+                f.run = t == Type::U32   ? to_word<u32, Bfind<false>>
+                        : t == Type::U64 ? to_word<u64, Bfind<false>>
+                        : t == Type::S32 ? to_word<u32, BfindSigned<false>>
+                        : t == Type::S64 ? to_word<u64, BfindSigned<false>>
+                                         : nullptr;
             }
             return f;
         case Op::LOP3:
             if (c.d[1] != kNone) return f;
             return {wide64 ? lop3<u64> : lop3<u32>, {k, '-'}, {k, k, k, '-'}, ""};
-        case Op::PRMT: return {c.sub < 7 ? prmt : nullptr, "1-", "111-", ""};
+        case Op::PRMT:
+            return {c.sub < 7 ? prmt : nullptr, "1-", "111-", ""};
         case Op::SZEXT:
-            f.run = t == Type::S32 ? (c.has(flag::SAT) ? binary<LS32, Szext> : binary<LS32, SzextWrap>)
-                                   : (c.has(flag::SAT) ? binary<LU32, Szext> : binary<LU32, SzextWrap>);
+            f.run = t == Type::S32
+                        ? (c.has(flag::SAT) ? binary<LS32, Szext> : binary<LS32, SzextWrap>)
+                        : (c.has(flag::SAT) ? binary<LU32, Szext> : binary<LU32, SzextWrap>);
             return {f.run, "1-", "11--", ""};
-        case Op::BMSK: return {c.has(flag::SAT) ? binary<LU32, Bmsk> : binary<LU32, BmskWrap>, "1-", "11--", ""};
-        case Op::FNS: return {find_nth_set, "1-", "111-", ""};
-        case Op::DP4A: case Op::DP2A: return {dot, "1-", "111-", ""};
-        default: return f;
+        case Op::BMSK:
+            return {c.has(flag::SAT) ? binary<LU32, Bmsk> : binary<LU32, BmskWrap>, "1-", "11--",
+                    ""};
+        case Op::FNS:
+            return {find_nth_set, "1-", "111-", ""};
+        case Op::DP4A:
+        case Op::DP2A:
+            return {dot, "1-", "111-", ""};
+        default:
+            return f;
     }
 }
 

@@ -1,5 +1,5 @@
-// Handlers for operations that treat every lane alike: templates over how a register's bits are read
-// (the L* structs) and what is computed (a functor).
+// Handlers for operations that treat every lane alike: templates over how a register's bits are
+// read (the L* structs) and what is computed (a functor).
 #pragma once
 
 #if defined(__AVX2__)
@@ -111,7 +111,9 @@ inline u32 mask_of(const i32* t) {
 #if defined(__AVX2__)
     u32 out = 0;
     for (int v = 0; v < 4; ++v) {
-        out |= static_cast<u32>(_mm256_movemask_ps(_mm256_load_ps(reinterpret_cast<const float*>(t) + 8 * v))) << (8 * v);
+        out |= static_cast<u32>(
+                   _mm256_movemask_ps(_mm256_load_ps(reinterpret_cast<const float*>(t) + 8 * v)))
+               << (8 * v);
     }
     return out;
 #else
@@ -124,7 +126,9 @@ inline u32 mask_of(const i64* t) {
 #if defined(__AVX2__)
     u32 out = 0;
     for (int v = 0; v < 8; ++v) {
-        out |= static_cast<u32>(_mm256_movemask_pd(_mm256_load_pd(reinterpret_cast<const double*>(t) + 4 * v))) << (4 * v);
+        out |= static_cast<u32>(
+                   _mm256_movemask_pd(_mm256_load_pd(reinterpret_cast<const double*>(t) + 4 * v)))
+               << (4 * v);
     }
     return out;
 #else
@@ -149,7 +153,9 @@ struct Apply {
     using R = typename L::R;
     static PTX_INLINE R one(R a) { return L::put(F::f(L::get(a))); }
     static PTX_INLINE R two(R a, R b) { return L::put(F::f(L::get(a), L::get(b))); }
-    static PTX_INLINE R three(R a, R b, R c) { return L::put(F::f(L::get(a), L::get(b), L::get(c))); }
+    static PTX_INLINE R three(R a, R b, R c) {
+        return L::put(F::f(L::get(a), L::get(b), L::get(c)));
+    }
 };
 template <class L, class F>
 struct Apply<Twice<L>, F> {
@@ -157,9 +163,12 @@ struct Apply<Twice<L>, F> {
     using A = Apply<L, F>;
     static PTX_INLINE R join(u32 low, u32 high) { return (low & 0xFFFF) | high << 16; }
     static PTX_INLINE R one(R a) { return join(A::one(a & 0xFFFF), A::one(a >> 16)); }
-    static PTX_INLINE R two(R a, R b) { return join(A::two(a & 0xFFFF, b & 0xFFFF), A::two(a >> 16, b >> 16)); }
+    static PTX_INLINE R two(R a, R b) {
+        return join(A::two(a & 0xFFFF, b & 0xFFFF), A::two(a >> 16, b >> 16));
+    }
     static PTX_INLINE R three(R a, R b, R c) {
-        return join(A::three(a & 0xFFFF, b & 0xFFFF, c & 0xFFFF), A::three(a >> 16, b >> 16, c >> 16));
+        return join(A::three(a & 0xFFFF, b & 0xFFFF, c & 0xFFFF),
+                    A::three(a >> 16, b >> 16, c >> 16));
     }
 };
 
@@ -192,8 +201,8 @@ const Code* ternary(Warp& w, const Code* c, u32 mask) {
 
 // ---- resolving ----
 
-// What an instruction needs: its handler and the kinds of its operands, a letter each: '1', '2', '4'
-// rows, 'p' predicate, '-' not used; in capitals 'A' = one row or none, 'B' = two rows or none,
+// What an instruction needs: its handler and the kinds of its operands, a letter each: '1', '2',
+// '4' rows, 'p' predicate, '-' not used; in capitals 'A' = one row or none, 'B' = two rows or none,
 // 'P' = predicate or none. `list` has a letter for every element; those in capitals are written.
 struct Form {
     Form() = default;
@@ -233,12 +242,30 @@ inline bool is_signed(Type t) {
 // Bytes of a value; packed pairs count whole.
 inline int bytes_of(Type t) {
     switch (t) {
-        case Type::B8: case Type::U8: case Type::S8: case Type::E4M3: case Type::E5M2: return 1;
-        case Type::B16: case Type::U16: case Type::S16: case Type::F16: case Type::BF16:
-        case Type::E4M3X2: case Type::E5M2X2: return 2;
-        case Type::B64: case Type::U64: case Type::S64: case Type::F64: case Type::F32X2: return 8;
-        case Type::B128: return 16;
-        default: return 4;
+        case Type::B8:
+        case Type::U8:
+        case Type::S8:
+        case Type::E4M3:
+        case Type::E5M2:
+            return 1;
+        case Type::B16:
+        case Type::U16:
+        case Type::S16:
+        case Type::F16:
+        case Type::BF16:
+        case Type::E4M3X2:
+        case Type::E5M2X2:
+            return 2;
+        case Type::B64:
+        case Type::U64:
+        case Type::S64:
+        case Type::F64:
+        case Type::F32X2:
+            return 8;
+        case Type::B128:
+            return 16;
+        default:
+            return 4;
     }
 }
 inline char letter(Type t) { return bytes_of(t) == 8 ? '2' : bytes_of(t) == 16 ? '4' : '1'; }
@@ -247,37 +274,60 @@ inline char letter(Type t) { return bytes_of(t) == 8 ? '2' : bytes_of(t) == 16 ?
 template <template <class, class> class H, class F>
 Handler by_integer(Type t) {
     switch (t) {
-        case Type::U16: case Type::B16: return H<LU16, F>::run;
-        case Type::S16: return H<LS16, F>::run;
-        case Type::U32: case Type::B32: return H<LU32, F>::run;
-        case Type::S32: return H<LS32, F>::run;
-        case Type::U64: case Type::B64: return H<LU64, F>::run;
-        case Type::S64: return H<LS64, F>::run;
-        case Type::U16X2: return H<Twice<LU16>, F>::run;
-        case Type::S16X2: return H<Twice<LS16>, F>::run;
-        default: return nullptr;
+        case Type::U16:
+        case Type::B16:
+            return H<LU16, F>::run;
+        case Type::S16:
+            return H<LS16, F>::run;
+        case Type::U32:
+        case Type::B32:
+            return H<LU32, F>::run;
+        case Type::S32:
+            return H<LS32, F>::run;
+        case Type::U64:
+        case Type::B64:
+            return H<LU64, F>::run;
+        case Type::S64:
+            return H<LS64, F>::run;
+        case Type::U16X2:
+            return H<Twice<LU16>, F>::run;
+        case Type::S16X2:
+            return H<Twice<LS16>, F>::run;
+        default:
+            return nullptr;
     }
 }
 // For operations to which the sign does not matter.
 template <template <class, class> class H, class F>
 Handler by_width(Type t) {
     switch (bytes_of(t)) {
-        case 2: return H<LU16, F>::run;
-        case 4: return t == Type::U16X2 || t == Type::S16X2 ? H<Twice<LU16>, F>::run : H<LU32, F>::run;
-        case 8: return H<LU64, F>::run;
-        default: return nullptr;
+        case 2:
+            return H<LU16, F>::run;
+        case 4:
+            return t == Type::U16X2 || t == Type::S16X2 ? H<Twice<LU16>, F>::run : H<LU32, F>::run;
+        case 8:
+            return H<LU64, F>::run;
+        default:
+            return nullptr;
     }
 }
 template <template <class, class> class H, class F>
 Handler by_float(Type t, bool ftz) {
     switch (t) {
-        case Type::F32: return ftz ? H<LF32Z, F>::run : H<LF32, F>::run;
-        case Type::F64: return H<LF64, F>::run;
-        case Type::F16: return ftz ? H<LF16Z, F>::run : H<LF16, F>::run;
-        case Type::F16X2: return ftz ? H<Twice<LF16Z>, F>::run : H<Twice<LF16>, F>::run;
-        case Type::BF16: return H<LBF16, F>::run;
-        case Type::BF16X2: return H<Twice<LBF16>, F>::run;
-        default: return nullptr;
+        case Type::F32:
+            return ftz ? H<LF32Z, F>::run : H<LF32, F>::run;
+        case Type::F64:
+            return H<LF64, F>::run;
+        case Type::F16:
+            return ftz ? H<LF16Z, F>::run : H<LF16, F>::run;
+        case Type::F16X2:
+            return ftz ? H<Twice<LF16Z>, F>::run : H<Twice<LF16>, F>::run;
+        case Type::BF16:
+            return H<LBF16, F>::run;
+        case Type::BF16X2:
+            return H<Twice<LBF16>, F>::run;
+        default:
+            return nullptr;
     }
 }
 

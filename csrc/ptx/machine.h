@@ -26,7 +26,7 @@ using Handler = const Code* (*)(Warp&, const Code*, u32 mask);
 struct Code {
     Handler run;
     u32 (*compare)(const Warp&, const Code*);  // of SETP and SET: a bit a lane
-    u32 guard;  // predicate operand, bit 31 negates; 0 = always
+    u32 guard;                                 // predicate operand, bit 31 negates; 0 = always
     u32 index;
     u32 d[2];
     u32 s[4];
@@ -82,8 +82,8 @@ struct Program {
     u32 static_shared = 0;
     u32 local_bytes = 0;
     u32 param_bytes = 0;
-    bool ordered = false;      // has global effects whose order shows: blocks run on one thread
-    bool async_shared = false; // uses bulk copies or wgmma
+    bool ordered = false;       // has global effects whose order shows: blocks run on one thread
+    bool async_shared = false;  // uses bulk copies or wgmma
 
     u32 scratch_row() const { return n_rows * 128; }
     std::size_t register_bytes() const { return (n_rows + 4) * std::size_t{128}; }
@@ -203,8 +203,8 @@ struct CopyGroup {
     std::vector<Copy> copies;
 };
 
-// A bulk copy that has been issued and not been carried out: pieces of shared memory, and where each
-// comes from or goes to.
+// A bulk copy that has been issued and not been carried out: pieces of shared memory, and where
+// each comes from or goes to.
 struct BulkCopy {
     struct Piece {
         u32 shared;
@@ -300,7 +300,7 @@ struct Block {
     u64 state_want = 0;
     std::array<Barrier, 16> barriers;
     std::unordered_map<u32, Clocks> mbarrier_clocks;
-    Clocks atomics;  // released and acquired by atomic and volatile accesses
+    Clocks atomics;              // released and acquired by atomic and volatile accesses
     std::vector<BulkCopy> bulk;  // on their way into shared memory
     u64 in_flight = 0;
     u64 events = 0;  // grows whenever a waiting warp might go on
@@ -313,7 +313,6 @@ struct Worker {
     const Launch* launch = nullptr;
     std::vector<Count> counts;
     std::vector<MemoryCount> memory;
-    struct Pattern;
     std::vector<u32> range_of;  // an instruction's last range
     u64 barriers = 0;
     u64 in_flight_max = 0;
@@ -374,8 +373,8 @@ bool complete_bulk_on(Block& b, u32 mbarrier);
 // At the end of a block: what its bulk copies still have to write.
 void finish_bulk(Block& b);
 
-// Counts accesses that may be polling for what others write. They take from the warp's turn, so that
-// the others get theirs.
+// Counts accesses that may be polling for what others write. They take from the warp's turn, so
+// that the others get theirs.
 inline void polled(Warp& w, u32 times) {
     constexpr u32 kCost = 64;
     w.budget -= times * kCost;

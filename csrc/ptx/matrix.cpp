@@ -1,8 +1,8 @@
 // mma.sync, ldmatrix, stmatrix, movmatrix.
 //
 // A fragment register, seen as 32 lanes × 32 bits, is a row-major matrix of 8 rows × 16 bytes: row
-// l/4, bytes 4(l%4) onwards. A has its registers in the order (rows 0–7, 8–15) within each 16 bytes of
-// k; B is n-major, a register for each 16 bytes of k. Sources: PTX ISA, "Matrix Fragments".
+// l/4, bytes 4(l%4) onwards. A has its registers in the order (rows 0–7, 8–15) within each 16 bytes
+// of k; B is n-major, a register for each 16 bytes of k. Sources: PTX ISA, "Matrix Fragments".
 #include "checks.h"
 #include "matrix.h"
 
@@ -12,7 +12,9 @@ namespace {
 struct Shape {
     int m, n, k;
 };
-Shape shape_of(const Code& c) { return {int(c.aux >> 16), int(c.aux >> 8 & 0xFF), int(c.aux & 0xFF)}; }
+Shape shape_of(const Code& c) {
+    return {int(c.aux >> 16), int(c.aux >> 8 & 0xFF), int(c.aux & 0xFF)};
+}
 
 template <class L8>
 void halves_to_rows(const u8* fragment, float* to, int stride, L8 load) {
@@ -82,12 +84,14 @@ const Code* mma_float(Warp& w, const Code* c, u32 mask) {
     for (int r = 0; r < halves * chunks; ++r) {
         for (int x = 0; x < 8 * per; ++x) {
             int i = x / per, k = r / halves * per + x % per;
-            left[((r % halves) * 8 + i) * 32 + k] = element_of(w.regs + a[r] + 16 * i + (x % per) * ea, c->type2);
+            left[((r % halves) * 8 + i) * 32 + k] =
+                element_of(w.regs + a[r] + 16 * i + (x % per) * ea, c->type2);
         }
     }
     for (int r = 0; r < chunks; ++r) {
         for (int x = 0; x < 8 * per; ++x) {
-            right[r * per + x % per][x / per] = element_of(w.regs + b[r] + 16 * (x / per) + (x % per) * ea, tb);
+            right[r * per + x % per][x / per] =
+                element_of(w.regs + b[r] + 16 * (x / per) + (x % per) * ea, tb);
         }
     }
     for (int half = 0; half < halves; ++half) {
@@ -106,7 +110,8 @@ const Code* mma_float(Warp& w, const Code* c, u32 mask) {
         multiply_rows(rows, left + half * 8 * 32, 32, right, s.k);
         fragment_of_rows(rows, even, odd);
         if (packed) {
-            fill<u32>(w, d[half], mask, [&](int l) { return float_to_half(even[l]) | float_to_half(odd[l]) << 16; });
+            fill<u32>(w, d[half], mask,
+                      [&](int l) { return float_to_half(even[l]) | float_to_half(odd[l]) << 16; });
         } else {
             keep(w, mask, d[2 * half], even);
             keep(w, mask, d[2 * half + 1], odd);
@@ -129,12 +134,14 @@ const Code* mma_integer(Warp& w, const Code* c, u32 mask) {
     for (int r = 0; r < halves * chunks; ++r) {
         const u8* p = w.regs + a[r];
         for (int x = 0; x < 128; ++x) {
-            left[(r % halves) * 8 + x / 16][r / halves * 16 + x % 16] = signed_a ? i32(i8(p[x])) : i32(p[x]);
+            left[(r % halves) * 8 + x / 16][r / halves * 16 + x % 16] =
+                signed_a ? i32(i8(p[x])) : i32(p[x]);
         }
     }
     for (int r = 0; r < chunks; ++r) {
         const u8* p = w.regs + b[r];
-        for (int x = 0; x < 128; ++x) right[x / 16][r * 16 + x % 16] = signed_b ? i32(i8(p[x])) : i32(p[x]);
+        for (int x = 0; x < 128; ++x)
+            right[x / 16][r * 16 + x % 16] = signed_b ? i32(i8(p[x])) : i32(p[x]);
     }
     i32 out[4][kLanes];
     for (int r = 0; r < 2 * halves; ++r) {
@@ -145,7 +152,8 @@ const Code* mma_integer(Warp& w, const Code* c, u32 mask) {
             i32 dot = 0;
             for (int k = 0; k < s.k; ++k) dot += x[k] * y[k];
             i64 sum = i64(add[l]) + dot;
-            if (c->has(flag::SAT)) sum = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;
+            if (c->has(flag::SAT))
+                sum = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;
             out[r][l] = i32(sum);
         }
     }
@@ -167,7 +175,8 @@ const Code* mma_double(Warp& w, const Code* c, u32 mask) {
         const double* e = row<double>(w, list[4 + r]);
         for (int l = 0; l < kLanes; ++l) {
             double sum = e[l];
-            for (int k = 0; k < 4; ++k) sum = __builtin_fma(a[l / 4 * 4 + k], b[(2 * (l % 4) + r) * 4 + k], sum);
+            for (int k = 0; k < 4; ++k)
+                sum = __builtin_fma(a[l / 4 * 4 + k], b[(2 * (l % 4) + r) * 4 + k], sum);
             out[r][l] = sum;
         }
     }
@@ -190,7 +199,8 @@ void row_addresses(Warp& w, const Code* c, Access access, u8** to) {
     alignas(64) u64 at[kLanes];
     addresses(w, c, at);
     u32 named = c->n == 4 ? kFull : (1u << 8 * c->n) - 1;
-    for (int l = 0; l < kLanes; ++l) at[l] -= at[l] >> 32 << 32 == kSharedWindow ? kSharedWindow : 0;
+    for (int l = 0; l < kLanes; ++l)
+        at[l] -= at[l] >> 32 << 32 == kSharedWindow ? kSharedWindow : 0;
     locate_shared16(w, c, named, at, access, to);
     if (w.block->worker->count_memory) count_shared(w, c, named, at, 16, 8);
 }
@@ -226,10 +236,12 @@ const Code* store_matrix(Warp& w, const Code* c, u32 mask) {
         std::memcpy(matrix, w.regs + c->list[r], 128);
         if (c->has(flag::TRANS)) transpose_halves(matrix);
         for (int i = 0; i < 8; ++i) {
-            if (suspect.instruction != kNone && std::memcmp(to[8 * r + i], matrix + 16 * i, 16) != 0) {
+            if (suspect.instruction != kNone &&
+                std::memcmp(to[8 * r + i], matrix + 16 * i, 16) != 0) {
                 throw Fault{Kind::RACE, suspect.lane, suspect.at,
-                            "writes shared memory at " + std::to_string(suspect.at) + ", which warp " +
-                                std::to_string(suspect.warp) + " wrote with no barrier in between",
+                            "writes shared memory at " + std::to_string(suspect.at) +
+                                ", which warp " + std::to_string(suspect.warp) +
+                                " wrote with no barrier in between",
                             suspect.instruction};
             }
             std::memcpy(to[8 * r + i], matrix + 16 * i, 16);
@@ -266,8 +278,11 @@ Form resolve_mma(const Code& c) {
         if ((b != Type::S8 && b != Type::U8) || c.type != Type::S32) return f;
         f.run = mma_integer;
     } else if (a == Type::F16 || a == Type::BF16) {
-        if (a != b || s.m != 16 || (c.type != Type::F32 && (c.type != Type::F16 || a != Type::F16))) return f;
-        f.run = c.type == Type::F16 ? mma_float : a == Type::BF16 ? mma_half<true> : mma_half<false>;
+        if (a != b || s.m != 16 || (c.type != Type::F32 && (c.type != Type::F16 || a != Type::F16)))
+            return f;
+        f.run = c.type == Type::F16 ? mma_float
+                : a == Type::BF16   ? mma_half<true>
+                                    : mma_half<false>;
     } else if (a == Type::TF32) {
         if (a != b || s.m != 16 || c.type != Type::F32) return f;
         f.run = mma_float;
@@ -275,7 +290,8 @@ Form resolve_mma(const Code& c) {
         if (!eight_bits(b) || s.m != 16 || (c.type != Type::F32 && c.type != Type::F16)) return f;
         f.run = mma_float;
     }
-    if (c.space != Space::GENERIC && static_cast<Type>(c.space) != c.type) f.run = nullptr;  // C of another type
+    if (c.space != Space::GENERIC && static_cast<Type>(c.space) != c.type)
+        f.run = nullptr;  // C of another type
     int results = c.type == Type::F16 ? halves : 2 * halves;
     f.list = std::string(results, 'A') + std::string(sources + results, '1');
     return f;
@@ -288,7 +304,8 @@ Form resolve_matrix(const Code& c) {
     if (c.op == Op::MOVMATRIX) return {move_matrix, "1-", "1---"};
     if ((c.n != 1 && c.n != 2 && c.n != 4) || c.aux != 0 || c.n_list != c.n) return {};
     bool is_load = c.op == Op::LDMATRIX;
-    return {is_load ? load_matrix : store_matrix, "--", c.has(flag::A64) ? "2---" : "1---", std::string(c.n, is_load ? 'A' : '1')};
+    return {is_load ? load_matrix : store_matrix, "--", c.has(flag::A64) ? "2---" : "1---",
+            std::string(c.n, is_load ? 'A' : '1')};
 }
 
 }  // namespace ptx

@@ -1,5 +1,5 @@
-// Pieces that mma and wgmma share. Products are exact in float; sums are taken in float, in order of
-// k, starting from the accumulator.
+// Pieces that mma and wgmma share. Products are exact in float; sums are taken in float, in order
+// of k, starting from the accumulator.
 #pragma once
 
 #include "lanes.h"
@@ -80,18 +80,30 @@ inline void transpose8(V8* r) {
 // eight rows of eight, and back.
 inline void rows_of_fragment(const float* even, const float* odd, V8* rows) {
     for (int i = 0; i < 8; ++i) {
+#if defined(__AVX2__)
+        __m128 e = _mm_loadu_ps(even + 4 * i), o = _mm_loadu_ps(odd + 4 * i);
+        rows[i] = _mm256_set_m128(_mm_unpackhi_ps(e, o), _mm_unpacklo_ps(e, o));
+#else
+        rows[i] = V8{};
         for (int j = 0; j < 4; ++j) {
             rows[i][2 * j] = even[4 * i + j];
             rows[i][2 * j + 1] = odd[4 * i + j];
         }
+#endif
     }
 }
 inline void fragment_of_rows(const V8* rows, float* even, float* odd) {
     for (int i = 0; i < 8; ++i) {
+#if defined(__AVX2__)
+        __m128 low = _mm256_castps256_ps128(rows[i]), high = _mm256_extractf128_ps(rows[i], 1);
+        _mm_storeu_ps(even + 4 * i, _mm_shuffle_ps(low, high, 0x88));
+        _mm_storeu_ps(odd + 4 * i, _mm_shuffle_ps(low, high, 0xDD));
+#else
         for (int j = 0; j < 4; ++j) {
             even[4 * i + j] = rows[i][2 * j];
             odd[4 * i + j] = rows[i][2 * j + 1];
         }
+#endif
     }
 }
 
@@ -111,14 +123,21 @@ inline void multiply_rows(V8* rows, const float* a, int stride, const V8* b, int
         c6 = multiply_add(splat8(p[6 * stride]), x, c6);
         c7 = multiply_add(splat8(p[7 * stride]), x, c7);
     }
-    rows[0] = c0; rows[1] = c1; rows[2] = c2; rows[3] = c3;
-    rows[4] = c4; rows[5] = c5; rows[6] = c6; rows[7] = c7;
+    rows[0] = c0;
+    rows[1] = c1;
+    rows[2] = c2;
+    rows[3] = c3;
+    rows[4] = c4;
+    rows[5] = c5;
+    rows[6] = c6;
+    rows[7] = c7;
 }
 
 // One element of a matrix operand, from its bytes.
 inline float element_of(const u8* p, Type t) {
     switch (t) {
-        case Type::F16: case Type::BF16: {
+        case Type::F16:
+        case Type::BF16: {
             u16 h;
             std::memcpy(&h, p, 2);
             return t == Type::F16 ? half_to_float(h) : bf16_to_float(h);
@@ -128,9 +147,12 @@ inline float element_of(const u8* p, Type t) {
             std::memcpy(&x, p, 4);
             return bits<float>(x & 0xFFFFE000u);
         }
-        case Type::E4M3: return float(decode(*p, kE4m3));
-        case Type::E5M2: return float(decode(*p, kE5m2));
-        default: return 0;
+        case Type::E4M3:
+            return float(decode(*p, kE4m3));
+        case Type::E5M2:
+            return float(decode(*p, kE5m2));
+        default:
+            return 0;
     }
 }
 

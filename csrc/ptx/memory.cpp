@@ -54,10 +54,17 @@ const Code* load(Warp& w, const Code* c, u32 mask) {
     if constexpr (std::is_same_v<E, u32> && std::is_same_v<R, u32>) {
         if (from.contiguous) {
             switch (c->n) {
-                case 1: std::memcpy(row<u32>(w, rows[0]), from.at[0], 128); return c + 1;
-                case 2: scatter_words<2>(w, rows, from.at[0]); return c + 1;
-                case 4: scatter_words<4>(w, rows, from.at[0]); return c + 1;
-                default: break;
+                case 1:
+                    std::memcpy(row<u32>(w, rows[0]), from.at[0], 128);
+                    return c + 1;
+                case 2:
+                    scatter_words<2>(w, rows, from.at[0]);
+                    return c + 1;
+                case 4:
+                    scatter_words<4>(w, rows, from.at[0]);
+                    return c + 1;
+                default:
+                    break;
             }
         }
     }
@@ -79,8 +86,8 @@ void settle_suspect(Warp& w, bool same) {
     w.suspect = Suspect{};
     if (same) return;
     throw Fault{Kind::RACE, s.lane, s.at,
-                "writes shared memory at " + std::to_string(s.at) + ", which warp " + std::to_string(s.warp) +
-                    " wrote with no barrier in between",
+                "writes shared memory at " + std::to_string(s.at) + ", which warp " +
+                    std::to_string(s.warp) + " wrote with no barrier in between",
                 s.instruction};
 }
 
@@ -96,16 +103,24 @@ const Code* store(Warp& w, const Code* c, u32 mask) {
     bool suspect = w.suspect.instruction != kNone;
     u8 before[kLanes][32];
     u32 bytes = c->n * u32(sizeof(E));
-    for (u32 m = suspect ? mask : 0; m; m &= m - 1) std::memcpy(before[first_lane(m)], to.at[first_lane(m)], bytes);
+    for (u32 m = suspect ? mask : 0; m; m &= m - 1)
+        std::memcpy(before[first_lane(m)], to.at[first_lane(m)], bytes);
     bool done = false;
     if constexpr (std::is_same_v<E, u32> && std::is_same_v<R, u32>) {
         if (to.contiguous) {
             done = true;
             switch (c->n) {
-                case 1: std::memcpy(to.at[0], row<u32>(w, rows[0]), 128); break;
-                case 2: gather_words<2>(w, rows, to.at[0]); break;
-                case 4: gather_words<4>(w, rows, to.at[0]); break;
-                default: done = false;
+                case 1:
+                    std::memcpy(to.at[0], row<u32>(w, rows[0]), 128);
+                    break;
+                case 2:
+                    gather_words<2>(w, rows, to.at[0]);
+                    break;
+                case 4:
+                    gather_words<4>(w, rows, to.at[0]);
+                    break;
+                default:
+                    done = false;
             }
         }
     }
@@ -119,7 +134,8 @@ const Code* store(Warp& w, const Code* c, u32 mask) {
     }
     if (suspect) {
         bool same = true;
-        for (u32 m = mask; m; m &= m - 1) same = same && std::memcmp(before[first_lane(m)], to.at[first_lane(m)], bytes) == 0;
+        for (u32 m = mask; m; m &= m - 1)
+            same = same && std::memcmp(before[first_lane(m)], to.at[first_lane(m)], bytes) == 0;
         settle_suspect(w, same);
     }
     if (sync) {
@@ -133,28 +149,46 @@ const Code* store(Warp& w, const Code* c, u32 mask) {
 Handler load_of(const Code& c) {
     bool wide = c.has(flag::D64);
     switch (c.type) {
-        case Type::S8: return wide ? load<i8, i64, false> : c.has(flag::WIDE) ? load<i8, i32, false> : load<i8, u32, true>;
-        case Type::S16: return wide ? load<i16, i64, false> : c.has(flag::WIDE) ? load<i16, i32, false> : load<u16, u32, false>;
-        case Type::S32: return wide ? load<i32, i64, false> : load<u32, u32, false>;
-        default: break;
+        case Type::S8:
+            return wide                ? load<i8, i64, false>
+                   : c.has(flag::WIDE) ? load<i8, i32, false>
+                                       : load<i8, u32, true>;
+        case Type::S16:
+            return wide                ? load<i16, i64, false>
+                   : c.has(flag::WIDE) ? load<i16, i32, false>
+                                       : load<u16, u32, false>;
+        case Type::S32:
+            return wide ? load<i32, i64, false> : load<u32, u32, false>;
+        default:
+            break;
     }
     switch (bytes_of(c.type)) {
-        case 1: return wide ? load<u8, u64, false> : load<u8, u32, false>;
-        case 2: return wide ? load<u16, u64, false> : load<u16, u32, false>;
-        case 4: return wide ? load<u32, u64, false> : load<u32, u32, false>;
-        case 8: return load<u64, u64, false>;
-        default: return nullptr;
+        case 1:
+            return wide ? load<u8, u64, false> : load<u8, u32, false>;
+        case 2:
+            return wide ? load<u16, u64, false> : load<u16, u32, false>;
+        case 4:
+            return wide ? load<u32, u64, false> : load<u32, u32, false>;
+        case 8:
+            return load<u64, u64, false>;
+        default:
+            return nullptr;
     }
 }
 
 Handler store_of(const Code& c) {
     bool wide = c.has(flag::S64);
     switch (bytes_of(c.type)) {
-        case 1: return wide ? store<u8, u64> : store<u8, u32>;
-        case 2: return wide ? store<u16, u64> : store<u16, u32>;
-        case 4: return wide ? store<u32, u64> : store<u32, u32>;
-        case 8: return store<u64, u64>;
-        default: return nullptr;
+        case 1:
+            return wide ? store<u8, u64> : store<u8, u32>;
+        case 2:
+            return wide ? store<u16, u64> : store<u16, u32>;
+        case 4:
+            return wide ? store<u32, u64> : store<u32, u32>;
+        case 8:
+            return store<u64, u64>;
+        default:
+            return nullptr;
     }
 }
 

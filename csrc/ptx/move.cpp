@@ -96,8 +96,10 @@ const Code* unpack(Warp& w, const Code* c, u32 mask) {
 }
 
 u64 window(Space space) {
-    return space == Space::SHARED ? kSharedWindow : space == Space::LOCAL ? kLocalWindow
-         : space == Space::PARAM ? kParamWindow : 0;
+    return space == Space::SHARED  ? kSharedWindow
+           : space == Space::LOCAL ? kLocalWindow
+           : space == Space::PARAM ? kParamWindow
+                                   : 0;
 }
 
 const Code* cvta(Warp& w, const Code* c, u32 mask) {
@@ -122,7 +124,8 @@ const Code* isspacep(Warp& w, const Code* c, u32 mask) {
         u64 x = c->has(flag::A64) ? row<u64>(w, c->s[0])[l] : row<u32>(w, c->s[0])[l];
         u64 at = x >> 32 << 32;
         bool windowed = at == kSharedWindow || at == kLocalWindow || at == kParamWindow;
-        bool yes = c->space == Space::GLOBAL || c->space == Space::CONST ? !windowed : at == window(c->space);
+        bool yes = c->space == Space::GLOBAL || c->space == Space::CONST ? !windowed
+                                                                         : at == window(c->space);
         out |= u32(yes) << l;
     }
     set_predicate(w, c->d[0], mask, out);
@@ -157,23 +160,30 @@ Form resolve_move(const Code& c) {
         case Op::MOV:
             if (c.type == Type::PRED) return {mov_predicate, "p-", "p---"};
             return {k == '4' ? mov_wide : k == '2' ? mov<u64> : mov<u32>, d, s};
-        case Op::PACK: case Op::UNPACK: {
+        case Op::PACK:
+        case Op::UNPACK: {
             if (c.n == 0 || c.n > 16 || whole % c.n || c.n_list != c.n) return {};
             int part = whole / c.n;
             if (c.n == 1) return {};
             std::string list(c.n, part == 8 ? '2' : '1');
             bool halves = whole == 4 && c.n == 2, words = whole == 8 && c.n == 2;
-            if (c.op == Op::PACK) return {halves ? pack_halves : words ? pack_words : pack, d, "----", list};
+            if (c.op == Op::PACK)
+                return {halves ? pack_halves : words ? pack_words : pack, d, "----", list};
             for (char& e : list) e = e == '2' ? 'B' : 'A';
             return {halves ? unpack_halves : words ? unpack_words : unpack, "--", s, list};
         }
         case Op::CVTA:
             return {cvta, c.has(flag::D64) ? "2-" : "1-", c.has(flag::A64) ? "2---" : "1---"};
-        case Op::ISSPACEP: return {isspacep, "p-", c.has(flag::A64) ? "2---" : "1---"};
-        case Op::CLOCK: return {clock_now, d, "----"};
-        case Op::MAPA: return {k == '2' ? mov<u64> : mov<u32>, d, s};
-        case Op::GETCTARANK: return {ctarank, "1-", s};
-        default: return {};
+        case Op::ISSPACEP:
+            return {isspacep, "p-", c.has(flag::A64) ? "2---" : "1---"};
+        case Op::CLOCK:
+            return {clock_now, d, "----"};
+        case Op::MAPA:
+            return {k == '2' ? mov<u64> : mov<u32>, d, s};
+        case Op::GETCTARANK:
+            return {ctarank, "1-", s};
+        default:
+            return {};
     }
 }
 

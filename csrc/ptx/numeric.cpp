@@ -14,7 +14,8 @@ u32 encode(double x, Format f, Round round, bool saturate) {
         return f.width() == 32 ? 0x7FFFFFFFu : quiet;
     }
     double a = std::fabs(x);
-    if (std::isinf(x)) return sign | (f.ieee && !saturate ? infinity : f.ieee || saturate ? largest : largest + 1);
+    if (std::isinf(x))
+        return sign | (f.ieee && !saturate ? infinity : f.ieee || saturate ? largest : largest + 1);
     if (a == 0) return sign;
     int exponent = std::ilogb(a);
     int lowest = 1 - f.bias();
@@ -24,11 +25,19 @@ u32 encode(double x, Format f, Round round, bool saturate) {
     double rest = units - down;
     bool up = false;
     switch (round) {
-        case Round::RZ: break;
-        case Round::RM: up = sign && rest > 0; break;
-        case Round::RP: up = !sign && rest > 0; break;
-        case Round::RNA: up = rest >= 0.5; break;
-        default: up = rest > 0.5 || (rest == 0.5 && std::fmod(down, 2.0) == 1.0);
+        case Round::RZ:
+            break;
+        case Round::RM:
+            up = sign && rest > 0;
+            break;
+        case Round::RP:
+            up = !sign && rest > 0;
+            break;
+        case Round::RNA:
+            up = rest >= 0.5;
+            break;
+        default:
+            up = rest > 0.5 || (rest == 0.5 && std::fmod(down, 2.0) == 1.0);
     }
     if (up) down += 1;
     u64 mantissa = static_cast<u64>(down);
@@ -60,7 +69,8 @@ double decode(u32 code, Format f) {
     } else if (exponent == 0) {
         x = std::ldexp(mantissa, 1 - f.bias() - f.mantissa_bits);
     } else {
-        x = std::ldexp(mantissa + (1u << f.mantissa_bits), int(exponent) - f.bias() - f.mantissa_bits);
+        x = std::ldexp(mantissa + (1u << f.mantissa_bits),
+                       int(exponent) - f.bias() - f.mantissa_bits);
     }
     return negative ? -x : x;
 }
@@ -68,7 +78,10 @@ double decode(u32 code, Format f) {
 namespace {
 
 int mode(Round r) {
-    return r == Round::RZ ? FE_TOWARDZERO : r == Round::RM ? FE_DOWNWARD : r == Round::RP ? FE_UPWARD : FE_TONEAREST;
+    return r == Round::RZ   ? FE_TOWARDZERO
+           : r == Round::RM ? FE_DOWNWARD
+           : r == Round::RP ? FE_UPWARD
+                            : FE_TONEAREST;
 }
 
 template <class T>
@@ -78,11 +91,21 @@ __attribute__((noinline)) T compute(Arith op, T a, T b, T c, Round round) {
     int before = std::fegetround();
     std::fesetround(mode(round));
     switch (op) {
-        case Arith::ADD: out = x + y; break;
-        case Arith::MUL: out = x * y; break;
-        case Arith::FMA: out = std::fma(T(x), T(y), T(z)); break;
-        case Arith::DIV: out = x / y; break;
-        case Arith::SQRT: out = std::sqrt(T(x)); break;
+        case Arith::ADD:
+            out = x + y;
+            break;
+        case Arith::MUL:
+            out = x * y;
+            break;
+        case Arith::FMA:
+            out = std::fma(T(x), T(y), T(z));
+            break;
+        case Arith::DIV:
+            out = x / y;
+            break;
+        case Arith::SQRT:
+            out = std::sqrt(T(x));
+            break;
     }
     std::fesetround(before);
     return out;
@@ -90,7 +113,11 @@ __attribute__((noinline)) T compute(Arith op, T a, T b, T c, Round round) {
 
 }  // namespace
 
-float rounded(Arith op, float a, float b, float c, Round round) { return compute(op, a, b, c, round); }
-double rounded(Arith op, double a, double b, double c, Round round) { return compute(op, a, b, c, round); }
+float rounded(Arith op, float a, float b, float c, Round round) {
+    return compute(op, a, b, c, round);
+}
+double rounded(Arith op, double a, double b, double c, Round round) {
+    return compute(op, a, b, c, round);
+}
 
 }  // namespace ptx

@@ -12,36 +12,121 @@ constexpr const char* kOpNames[] = {
 
 Form resolve(const Code& c) {
     switch (c.op) {
-        case Op::ADD: case Op::SUB: case Op::MUL: case Op::MAD: case Op::DIV: case Op::MIN: case Op::MAX:
-        case Op::NEG: case Op::ABS:
+        case Op::ADD:
+        case Op::SUB:
+        case Op::MUL:
+        case Op::MAD:
+        case Op::DIV:
+        case Op::MIN:
+        case Op::MAX:
+        case Op::NEG:
+        case Op::ABS:
             return is_float(c.type) ? resolve_float(c) : resolve_integer(c);
-        case Op::FMA: case Op::RCP: case Op::SQRT: case Op::COPYSIGN: case Op::TESTP: return resolve_float(c);
-        case Op::RSQRT: case Op::SIN: case Op::COS: case Op::LG2: case Op::EX2: case Op::TANH: return resolve_special(c);
-        case Op::REM: case Op::SAD: case Op::MUL24: case Op::MAD24: case Op::AND: case Op::OR: case Op::XOR:
-        case Op::NOT: case Op::CNOT: case Op::SHL: case Op::SHR: case Op::LOP3: case Op::PRMT: case Op::SHF:
-        case Op::BFE: case Op::BFI: case Op::BFIND: case Op::FNS: case Op::POPC: case Op::CLZ: case Op::BREV:
-        case Op::SZEXT: case Op::BMSK: case Op::DP4A: case Op::DP2A: return resolve_integer(c);
-        case Op::SETP: case Op::SET: case Op::SELP: case Op::SLCT: return resolve_compare(c);
-        case Op::MOV: case Op::PACK: case Op::UNPACK: case Op::CLOCK: case Op::CVTA: case Op::ISSPACEP:
-        case Op::MAPA: case Op::GETCTARANK: return resolve_move(c);
-        case Op::CVT: case Op::CVTPACK: return resolve_convert(c);
-        case Op::LD: case Op::ST: return resolve_memory(c);
-        case Op::ATOM: case Op::RED: return resolve_atomic(c);
-        case Op::CPASYNC: case Op::CPASYNC_COMMIT: case Op::CPASYNC_WAIT: case Op::CPASYNC_MBAR:
-        case Op::MBAR: return resolve_async(c);
-        case Op::MMA: case Op::LDMATRIX: case Op::STMATRIX: case Op::MOVMATRIX: return resolve_matrix(c);
-        case Op::SHFL: case Op::VOTE: case Op::MATCH: case Op::REDUX: case Op::ELECT: case Op::ACTIVEMASK:
-        case Op::VPRINTF: case Op::ASSERTFAIL: return resolve_warp(c);
-        case Op::BAR: case Op::BARWARP: return resolve_barrier(c);
-        case Op::WGMMA: case Op::WGMMA_FENCE: case Op::WGMMA_COMMIT: case Op::WGMMA_WAIT: return resolve_wgmma(c);
-        case Op::CPBULK: case Op::CPTENSOR: case Op::CPBULK_COMMIT: case Op::CPBULK_WAIT:
-        case Op::TENSORMAP_REPLACE: case Op::TENSORMAP_CPFENCE: return resolve_bulk(c);
-        default: return resolve_control(c);
+        case Op::FMA:
+        case Op::RCP:
+        case Op::SQRT:
+        case Op::COPYSIGN:
+        case Op::TESTP:
+            return resolve_float(c);
+        case Op::RSQRT:
+        case Op::SIN:
+        case Op::COS:
+        case Op::LG2:
+        case Op::EX2:
+        case Op::TANH:
+            return resolve_special(c);
+        case Op::REM:
+        case Op::SAD:
+        case Op::MUL24:
+        case Op::MAD24:
+        case Op::AND:
+        case Op::OR:
+        case Op::XOR:
+        case Op::NOT:
+        case Op::CNOT:
+        case Op::SHL:
+        case Op::SHR:
+        case Op::LOP3:
+        case Op::PRMT:
+        case Op::SHF:
+        case Op::BFE:
+        case Op::BFI:
+        case Op::BFIND:
+        case Op::FNS:
+        case Op::POPC:
+        case Op::CLZ:
+        case Op::BREV:
+        case Op::SZEXT:
+        case Op::BMSK:
+        case Op::DP4A:
+        case Op::DP2A:
+            return resolve_integer(c);
+        case Op::SETP:
+        case Op::SET:
+        case Op::SELP:
+        case Op::SLCT:
+            return resolve_compare(c);
+        case Op::MOV:
+        case Op::PACK:
+        case Op::UNPACK:
+        case Op::CLOCK:
+        case Op::CVTA:
+        case Op::ISSPACEP:
+        case Op::MAPA:
+        case Op::GETCTARANK:
+            return resolve_move(c);
+        case Op::CVT:
+        case Op::CVTPACK:
+            return resolve_convert(c);
+        case Op::LD:
+        case Op::ST:
+            return resolve_memory(c);
+        case Op::ATOM:
+        case Op::RED:
+            return resolve_atomic(c);
+        case Op::CPASYNC:
+        case Op::CPASYNC_COMMIT:
+        case Op::CPASYNC_WAIT:
+        case Op::CPASYNC_MBAR:
+        case Op::MBAR:
+            return resolve_async(c);
+        case Op::MMA:
+        case Op::LDMATRIX:
+        case Op::STMATRIX:
+        case Op::MOVMATRIX:
+            return resolve_matrix(c);
+        case Op::SHFL:
+        case Op::VOTE:
+        case Op::MATCH:
+        case Op::REDUX:
+        case Op::ELECT:
+        case Op::ACTIVEMASK:
+        case Op::VPRINTF:
+        case Op::ASSERTFAIL:
+            return resolve_warp(c);
+        case Op::BAR:
+        case Op::BARWARP:
+            return resolve_barrier(c);
+        case Op::WGMMA:
+        case Op::WGMMA_FENCE:
+        case Op::WGMMA_COMMIT:
+        case Op::WGMMA_WAIT:
+            return resolve_wgmma(c);
+        case Op::CPBULK:
+        case Op::CPTENSOR:
+        case Op::CPBULK_COMMIT:
+        case Op::CPBULK_WAIT:
+        case Op::TENSORMAP_REPLACE:
+        case Op::TENSORMAP_CPFENCE:
+            return resolve_bulk(c);
+        default:
+            return resolve_control(c);
     }
 }
 
 bool ends_block(Op op) {
-    return op == Op::BRA || op == Op::BRX || op == Op::EXIT || op == Op::RET || op == Op::CALL || op == Op::TRAP;
+    return op == Op::BRA || op == Op::BRX || op == Op::EXIT || op == Op::RET || op == Op::CALL ||
+           op == Op::TRAP;
 }
 
 struct Loader {
@@ -52,7 +137,8 @@ struct Loader {
     u32 at = 0;
 
     [[noreturn]] void refuse(std::string why) const {
-        std::string name = at < n && source[at].op < static_cast<u16>(Op::COUNT) ? kOpNames[source[at].op] : "?";
+        std::string name =
+            at < n && source[at].op < static_cast<u16>(Op::COUNT) ? kOpNames[source[at].op] : "?";
         throw LoadError{at, name + ": " + std::move(why)};
     }
 
@@ -61,30 +147,39 @@ struct Loader {
     // The operand as handlers want it: a byte offset, or a predicate.
     u32 operand(u32 x, char kind, bool written) const {
         switch (kind) {
-            case '-': return 0;
-            case 'P': case 'p': {
+            case '-':
+                return 0;
+            case 'P':
+            case 'p': {
                 if (x == kNone && kind == 'P') return written ? p.n_preds : 0;
                 u32 index = x & ~kNegated;
-                if (index >= p.n_preds) refuse("predicate " + std::to_string(index) + " of " + std::to_string(p.n_preds));
-                if (written && (x & kNegated || index == 0)) refuse("writes a predicate that is constant or negated");
+                if (index >= p.n_preds)
+                    refuse("predicate " + std::to_string(index) + " of " +
+                           std::to_string(p.n_preds));
+                if (written && (x & kNegated || index == 0))
+                    refuse("writes a predicate that is constant or negated");
                 return x;
             }
-            default: break;
+            default:
+                break;
         }
         if (x == kNone) {
             if (kind == 'A' || kind == 'B') return written ? p.scratch_row() : kNone;
             refuse("an operand is missing");
         }
         u32 rows = rows_of(kind);
-        if (x >= p.n_rows || p.n_rows - x < rows) refuse("row " + std::to_string(x) + " of " + std::to_string(p.n_rows));
+        if (x >= p.n_rows || p.n_rows - x < rows)
+            refuse("row " + std::to_string(x) + " of " + std::to_string(p.n_rows));
         for (u32 i = 0; written && i < rows; ++i) {
-            if (constant[x + i]) refuse("writes row " + std::to_string(x) + ", which holds a constant");
+            if (constant[x + i])
+                refuse("writes row " + std::to_string(x) + ", which holds a constant");
         }
         return x * 128;
     }
 
     void one(Code& c, const Instruction& i, std::vector<u32>& lists) {
-        if (i.op >= static_cast<u16>(Op::COUNT)) refuse("operation " + std::to_string(i.op) + " is not known");
+        if (i.op >= static_cast<u16>(Op::COUNT))
+            refuse("operation " + std::to_string(i.op) + " is not known");
         if (i.type >= static_cast<u8>(Type::COUNT) || i.type2 >= static_cast<u8>(Type::COUNT) ||
             i.round >= static_cast<u8>(Round::COUNT) || i.space >= static_cast<u8>(Space::COUNT)) {
             refuse("a type, rounding or space is not known");
@@ -106,7 +201,8 @@ struct Loader {
         for (int k = 0; k < 4; ++k) c.s[k] = i.s[k];
         c.n_list = i.n_list;
         u32 guard = i.guard & 0x7FFF;
-        if (guard >= p.n_preds) refuse("guard " + std::to_string(guard) + " of " + std::to_string(p.n_preds));
+        if (guard >= p.n_preds)
+            refuse("guard " + std::to_string(guard) + " of " + std::to_string(p.n_preds));
         c.guard = guard | (i.guard & 0x8000 ? kNegated : 0);
         if (u64(i.list) + i.n_list > p.pool.size()) refuse("its operand list lies beyond the pool");
 
@@ -115,12 +211,14 @@ struct Loader {
         c.run = f.run;
         c.compare = f.compare;
         if (!f.list.empty() && f.list.size() != c.n_list) {
-            refuse("takes " + std::to_string(f.list.size()) + " listed operands, got " + std::to_string(c.n_list));
+            refuse("takes " + std::to_string(f.list.size()) + " listed operands, got " +
+                   std::to_string(c.n_list));
         }
         for (u32 k = 0; k < c.n_list; ++k) {
             u32 x = p.pool[i.list + k];
             if (c.op == Op::BRX) {
-                if (x >= n || source[x].op != static_cast<u16>(Op::LABEL)) refuse("a target is no label");
+                if (x >= n || source[x].op != static_cast<u16>(Op::LABEL))
+                    refuse("a target is no label");
                 lists.push_back(x);
             } else if (f.list.empty()) {
                 lists.push_back(0);
@@ -131,7 +229,8 @@ struct Loader {
         for (int k = 0; k < 2; ++k) c.d[k] = operand(i.d[k], f.d[k], true);
         for (int k = 0; k < 4; ++k) c.s[k] = operand(i.s[k], f.s[k], false);
         if (c.op == Op::BRA || c.op == Op::CALL) {
-            if (i.target < 0 || u64(i.target) >= n || source[i.target].op != static_cast<u16>(Op::LABEL)) {
+            if (i.target < 0 || u64(i.target) >= n ||
+                source[i.target].op != static_cast<u16>(Op::LABEL)) {
                 refuse("its target is no label");
             }
             c.target = static_cast<u32>(i.target);
@@ -144,7 +243,8 @@ struct Loader {
         bool atomic = c.op == Op::ATOM || (c.op == Op::RED && is_float(c.type));
         bool polls = c.op == Op::LD && (c.aux & 15) != static_cast<u32>(Sem::WEAK);
         if (global && (atomic || polls)) p.ordered = true;
-        if ((c.op == Op::CPBULK && c.sub == 3) || (c.op == Op::CPTENSOR && c.sub == 2)) p.ordered = true;
+        if ((c.op == Op::CPBULK && c.sub == 3) || (c.op == Op::CPTENSOR && c.sub == 2))
+            p.ordered = true;
         if (c.op == Op::CPBULK || c.op == Op::CPTENSOR) p.async_shared = true;
     }
 };
@@ -159,9 +259,12 @@ std::unique_ptr<Program> load_program(const Instruction* code, std::size_t n, co
     auto p = std::make_unique<Program>();
     Loader loader{*p, code, n, std::vector<bool>(n_rows <= kMostRows ? n_rows : 0)};
     auto whole = [](std::string why) { throw LoadError{-1, std::move(why)}; };
-    if (n == 0 || n > (1u << 24)) whole("a program has 1 to 2^24 instructions, not " + std::to_string(n));
-    if (n_rows == 0 || n_rows > kMostRows) whole("a program has 1 to 2^20 rows, not " + std::to_string(n_rows));
-    if (n_preds == 0 || n_preds > kMostPreds) whole("a program has 1 to 2^15 predicates, not " + std::to_string(n_preds));
+    if (n == 0 || n > (1u << 24))
+        whole("a program has 1 to 2^24 instructions, not " + std::to_string(n));
+    if (n_rows == 0 || n_rows > kMostRows)
+        whole("a program has 1 to 2^20 rows, not " + std::to_string(n_rows));
+    if (n_preds == 0 || n_preds > kMostPreds)
+        whole("a program has 1 to 2^15 predicates, not " + std::to_string(n_preds));
     if (static_shared > kMostBytes || local_bytes > kMostBytes || param_bytes > kMostBytes) {
         whole("shared memory, local memory and parameters have at most 2^24 bytes");
     }
@@ -176,8 +279,10 @@ std::unique_ptr<Program> load_program(const Instruction* code, std::size_t n, co
     for (std::size_t k = 0; k < n_constants; ++k) {
         const Constant& c = constants[k];
         u32 rows = c.kind == 1 || c.kind == 3 ? 2 : 1;
-        if (c.kind > 3 || c.row >= n_rows || n_rows - c.row < rows) whole("constant " + std::to_string(k) + " names no row");
-        if (c.kind >= 2 && c.value >= static_cast<u64>(Special::COUNT)) whole("constant " + std::to_string(k) + " names no special register");
+        if (c.kind > 3 || c.row >= n_rows || n_rows - c.row < rows)
+            whole("constant " + std::to_string(k) + " names no row");
+        if (c.kind >= 2 && c.value >= static_cast<u64>(Special::COUNT))
+            whole("constant " + std::to_string(k) + " names no special register");
         for (u32 r = 0; r < rows; ++r) loader.constant[c.row + r] = true;
         p->constants.push_back(c);
     }
@@ -189,7 +294,8 @@ std::unique_ptr<Program> load_program(const Instruction* code, std::size_t n, co
         starts[k] = lists.size();
         loader.one(p->code[k], code[k], lists);
         loader.orders(p->code[k]);
-        if (k + 1 < n && ends_block(p->code[k].op) && code[k + 1].op != static_cast<u16>(Op::LABEL)) {
+        if (k + 1 < n && ends_block(p->code[k].op) &&
+            code[k + 1].op != static_cast<u16>(Op::LABEL)) {
             loader.refuse("ends a block, and no label follows");
         }
     }

@@ -1,9 +1,10 @@
 // Who runs when: warps of a block in turn, blocks one after the other on each thread.
 //
-// The default schedule is fixed: a warp runs until it waits or its turn ends. Blocks are independent
-// jobs on several threads, unless the program has global effects whose order shows (atomics that
-// return or add floats, polling): then one thread runs them in order of rank, and a block that keeps
-// polling makes the next one resident. So neither results nor counters depend on the threads.
+// The default schedule is fixed: a warp runs until it waits or its turn ends. Blocks are
+// independent jobs on several threads, unless the program has global effects whose order shows
+// (atomics that return or add floats, polling): then one thread runs them in order of rank, and a
+// block that keeps polling makes the next one resident. So neither results nor counters depend on
+// the threads.
 #include <algorithm>
 #include <cfenv>
 #include <thread>
@@ -14,7 +15,7 @@
 namespace ptx {
 namespace {
 
-constexpr i64 kTurn = 20000;        // warp instructions, so that polling warps cannot starve others
+constexpr i64 kTurn = 20000;  // warp instructions, so that polling warps cannot starve others
 constexpr u32 kPollsPerSlice = 1024;  // of a block, before others get a slice
 constexpr u32 kIdleRounds = 64;
 constexpr u64 kFruitless = 16;  // slices of each resident block that changed nothing
@@ -25,31 +26,64 @@ u32 special(const Launch& launch, const Block& b, u32 warp, int lane, Special wh
     u32 thread = warp * 32 + lane;
     const u32* n = launch.block;
     switch (which) {
-        case Special::TID_X: return thread % n[0];
-        case Special::TID_Y: return thread / n[0] % n[1];
-        case Special::TID_Z: return thread / (n[0] * n[1]);
-        case Special::NTID_X: return n[0];
-        case Special::NTID_Y: return n[1];
-        case Special::NTID_Z: return n[2];
-        case Special::CTAID_X: case Special::CLUSTERID_X: return b.at[0];
-        case Special::CTAID_Y: case Special::CLUSTERID_Y: return b.at[1];
-        case Special::CTAID_Z: case Special::CLUSTERID_Z: return b.at[2];
-        case Special::NCTAID_X: case Special::NCLUSTERID_X: return launch.grid[0];
-        case Special::NCTAID_Y: case Special::NCLUSTERID_Y: return launch.grid[1];
-        case Special::NCTAID_Z: case Special::NCLUSTERID_Z: return launch.grid[2];
-        case Special::LANEID: return lane;
-        case Special::WARPID: return warp;
-        case Special::NWARPID: return (launch.block_threads() + 31) / 32;
-        case Special::LANEMASK_EQ: return 1u << lane;
-        case Special::LANEMASK_LT: return (1u << lane) - 1;
-        case Special::LANEMASK_LE: return (2u << lane) - 1;
-        case Special::LANEMASK_GT: return ~((2u << lane) - 1);
-        case Special::LANEMASK_GE: return ~((1u << lane) - 1);
-        case Special::NSMID: case Special::CLUSTER_NCTAID_X: case Special::CLUSTER_NCTAID_Y:
-        case Special::CLUSTER_NCTAID_Z: case Special::CLUSTER_NCTARANK: return 1;
-        case Special::DYNAMIC_SMEM_SIZE: return launch.dynamic_shared;
-        case Special::TOTAL_SMEM_SIZE: return launch.shared_bytes();
-        default: return 0;
+        case Special::TID_X:
+            return thread % n[0];
+        case Special::TID_Y:
+            return thread / n[0] % n[1];
+        case Special::TID_Z:
+            return thread / (n[0] * n[1]);
+        case Special::NTID_X:
+            return n[0];
+        case Special::NTID_Y:
+            return n[1];
+        case Special::NTID_Z:
+            return n[2];
+        case Special::CTAID_X:
+        case Special::CLUSTERID_X:
+            return b.at[0];
+        case Special::CTAID_Y:
+        case Special::CLUSTERID_Y:
+            return b.at[1];
+        case Special::CTAID_Z:
+        case Special::CLUSTERID_Z:
+            return b.at[2];
+        case Special::NCTAID_X:
+        case Special::NCLUSTERID_X:
+            return launch.grid[0];
+        case Special::NCTAID_Y:
+        case Special::NCLUSTERID_Y:
+            return launch.grid[1];
+        case Special::NCTAID_Z:
+        case Special::NCLUSTERID_Z:
+            return launch.grid[2];
+        case Special::LANEID:
+            return lane;
+        case Special::WARPID:
+            return warp;
+        case Special::NWARPID:
+            return (launch.block_threads() + 31) / 32;
+        case Special::LANEMASK_EQ:
+            return 1u << lane;
+        case Special::LANEMASK_LT:
+            return (1u << lane) - 1;
+        case Special::LANEMASK_LE:
+            return (2u << lane) - 1;
+        case Special::LANEMASK_GT:
+            return ~((2u << lane) - 1);
+        case Special::LANEMASK_GE:
+            return ~((1u << lane) - 1);
+        case Special::NSMID:
+        case Special::CLUSTER_NCTAID_X:
+        case Special::CLUSTER_NCTAID_Y:
+        case Special::CLUSTER_NCTAID_Z:
+        case Special::CLUSTER_NCTARANK:
+            return 1;
+        case Special::DYNAMIC_SMEM_SIZE:
+            return launch.dynamic_shared;
+        case Special::TOTAL_SMEM_SIZE:
+            return launch.shared_bytes();
+        default:
+            return 0;
     }
 }
 
@@ -57,7 +91,8 @@ void set_constants(const Launch& launch, const Block& b, Warp& w) {
     for (const Constant& c : launch.program->constants) {
         bool two = c.kind == 1 || c.kind == 3;
         for (int l = 0; l < kLanes; ++l) {
-            u64 x = c.kind >= 2 ? special(launch, b, w.id, l, static_cast<Special>(c.value)) : c.value;
+            u64 x =
+                c.kind >= 2 ? special(launch, b, w.id, l, static_cast<Special>(c.value)) : c.value;
             if (two) {
                 row<u64>(w, c.row * 128)[l] = x;
             } else {
@@ -74,7 +109,8 @@ void allocate(Block& b, const Launch& launch, Worker& worker) {
     b.shared_bytes = launch.shared_bytes();
     b.shared.resize(b.shared_bytes + 64);
     b.checking = (launch.checks & (check::UNINIT | check::PENDING | check::RACE)) != 0;
-    u8 mask = (launch.checks & check::UNINIT ? kInit : 0) | (launch.checks & check::PENDING ? kPending : 0);
+    u8 mask = (launch.checks & check::UNINIT ? kInit : 0) |
+              (launch.checks & check::PENDING ? kPending : 0);
     b.state_mask = mask * kEveryByte;
     b.state_want = (mask & kInit) * kEveryByte;
     if (b.checking) b.state.resize(b.shared_bytes + 64);
@@ -96,7 +132,7 @@ void allocate(Block& b, const Launch& launch, Worker& worker) {
     }
 }
 
-void start(Block& b, u64 rank, bool first) {
+void start(Block& b, u64 rank) {
     const Launch& launch = *b.launch;
     const Program& p = *launch.program;
     b.rank = rank;
@@ -145,7 +181,6 @@ void start(Block& b, u64 rank, bool first) {
         // needs them again because they were cleared.
         set_constants(launch, b, w);
     }
-    (void)first;
 }
 
 // ---- running ----
@@ -201,10 +236,14 @@ void judge_parked(Block& b, Warp& w) {
     if (!at) return;
     const Code& c = code[at->pc];
     bool barrier = c.op == Op::BAR;
-    std::string message = barrier ? "only the lanes " + hex(at->mask) + " of the live lanes " + hex(w.live) + " of the warp reach this barrier"
-                                  : "waits for lanes that never come: lanes " + hex(at->mask) + " are here, of the live lanes " + hex(w.live);
+    std::string message = barrier ? "only the lanes " + hex(at->mask) + " of the live lanes " +
+                                        hex(w.live) + " of the warp reach this barrier"
+                                  : "waits for lanes that never come: lanes " + hex(at->mask) +
+                                        " are here, of the live lanes " + hex(w.live);
     if (barrier && !(b.launch->checks & check::BARRIER)) return;
-    stop(b, w, at->pc, Fault{barrier ? Kind::DIVERGENT_BARRIER : Kind::SYNC_MASK, first_lane(at->mask), 0, message});
+    stop(b, w, at->pc,
+         Fault{barrier ? Kind::DIVERGENT_BARRIER : Kind::SYNC_MASK, first_lane(at->mask), 0,
+               message});
 }
 
 void turn(Block& b, Warp& w) {
@@ -229,8 +268,10 @@ void turn(Block& b, Warp& w) {
     b.steps += used;
     if (b.steps > launch.limits.steps) {
         u32 pc = w.others.empty() ? 0 : w.others.back().pc;
-        stop(b, w, pc, Fault{Kind::STEP_LIMIT, w.live ? first_lane(w.live) : 0, 0,
-                             "the block has run for more than " + std::to_string(launch.limits.steps) + " warp instructions"});
+        stop(b, w, pc,
+             Fault{Kind::STEP_LIMIT, w.live ? first_lane(w.live) : 0, 0,
+                   "the block has run for more than " + std::to_string(launch.limits.steps) +
+                       " warp instructions"});
     }
     if (w.live) judge_parked(b, w);
 }
@@ -257,7 +298,8 @@ bool ready(const Warp& w) {
                 lane = first_lane(s.mask);
             }
             if (listed++ < 8) {
-                who += (who.empty() ? "" : "; ") + std::string("warp ") + std::to_string(w.id) + " waits at instruction " + std::to_string(s.pc);
+                who += (who.empty() ? "" : "; ") + std::string("warp ") + std::to_string(w.id) +
+                       " waits at instruction " + std::to_string(s.pc);
                 if (s.wait == Wait::BARRIER) who += " (barrier " + std::to_string(s.wait_on) + ")";
             }
         }
@@ -314,7 +356,7 @@ void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector
             b = std::make_unique<Block>();
             allocate(*b, launch, worker);
         }
-        start(*b, next++, false);
+        start(*b, next++);
         resident.push_back(std::move(b));
     };
     std::size_t turn_of = 0;
@@ -344,9 +386,11 @@ void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector
                         break;
                     }
                 }
-                stop(b, *w, pc, Fault{Kind::NOT_RESIDENT, w->live ? first_lane(w->live) : 0, 0,
-                                      "the " + std::to_string(resident.size()) + " resident blocks all wait, perhaps for one of the " +
-                                          std::to_string(n_blocks - next) + " that have not started"});
+                stop(b, *w, pc,
+                     Fault{Kind::NOT_RESIDENT, w->live ? first_lane(w->live) : 0, 0,
+                           "the " + std::to_string(resident.size()) +
+                               " resident blocks all wait, perhaps for one of the " +
+                               std::to_string(n_blocks - next) + " that have not started"});
             }
         }
     } catch (Stopped& s) {
@@ -357,13 +401,14 @@ void run_ordered(const Launch& launch, Worker& worker, u64 n_blocks, std::vector
     }
 }
 
-void run_independent(const Launch& launch, Worker& worker, Shared& shared, u64 n_blocks, std::vector<Report>& reports) {
+void run_independent(const Launch& launch, Worker& worker, Shared& shared, u64 n_blocks,
+                     std::vector<Report>& reports) {
     Block b;
     allocate(b, launch, worker);
     for (;;) {
         u64 rank = shared.next++;
         if (rank >= n_blocks || rank > shared.stop_at) return;
-        start(b, rank, false);
+        start(b, rank);
         if (launch.seed) worker.random.state = launch.seed * 0x9E3779B97F4A7C15ull + rank;
         try {
             run_block(b);
@@ -381,7 +426,8 @@ void run_independent(const Launch& launch, Worker& worker, Shared& shared, u64 n
 Result run_launch(const Launch& launch) {
     const Program& p = *launch.program;
     u64 n_blocks = u64(launch.grid[0]) * launch.grid[1] * launch.grid[2];
-    u32 threads = launch.threads ? launch.threads : std::max(1u, std::thread::hardware_concurrency());
+    u32 threads =
+        launch.threads ? launch.threads : std::max(1u, std::thread::hardware_concurrency());
     if (p.ordered) threads = 1;
     threads = u32(std::min<u64>(threads, n_blocks));
     std::size_t n = p.code.size();
@@ -426,7 +472,8 @@ Result run_launch(const Launch& launch) {
     for (auto& some : reports) {
         for (Report& r : some) out.reports.push_back(std::move(r));
     }
-    std::sort(out.reports.begin(), out.reports.end(), [](const Report& a, const Report& b) { return a.block_rank < b.block_rank; });
+    std::sort(out.reports.begin(), out.reports.end(),
+              [](const Report& a, const Report& b) { return a.block_rank < b.block_rank; });
     // Blocks after the first that failed may or may not have run: only that one is reported.
     if (out.reports.size() > 1) out.reports.resize(1);
     out.counts.resize(n);
@@ -448,7 +495,8 @@ Result run_launch(const Launch& launch) {
     for (Worker& w : workers) {
         for (auto& text : w.printed) texts.push_back(std::move(text));
     }
-    std::stable_sort(texts.begin(), texts.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::stable_sort(texts.begin(), texts.end(),
+                     [](const auto& a, const auto& b) { return a.first < b.first; });
     for (auto& text : texts) {
         if (out.printed.size() < launch.limits.print_bytes) out.printed += text.second;
     }

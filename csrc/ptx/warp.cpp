@@ -16,12 +16,14 @@ bool meet(Warp& w, const Code* c, u32 mask, int k, u32* members, const Code** ne
     }
     *members = row<u32>(w, c->s[k])[first_lane(mask)];
     if (mask & ~*members) {
-        fail(Kind::SYNC_MASK, first_lane(mask & ~*members), *members, "executes with the member mask " + hex(*members) + ", in which the lane is not");
+        fail(Kind::SYNC_MASK, first_lane(mask & ~*members), *members,
+             "executes with the member mask " + hex(*members) + ", in which the lane is not");
     }
     return gather_lanes(w, c, mask, *members, next);
 }
 
-// Lanes may name different members in one instruction (tiles of a warp): each group runs by its own.
+// Lanes may name different members in one instruction (tiles of a warp): each group runs by its
+// own.
 template <Handler kRun, int kOperand>
 const Code* by_members(Warp& w, const Code* c, u32 mask) {
     if (c->s[kOperand] == kNone) return kRun(w, c, mask);
@@ -30,7 +32,8 @@ const Code* by_members(Warp& w, const Code* c, u32 mask) {
     for (int l = 0; l < kLanes; ++l) same |= u32(members[l] == first) << l;
     if ((mask & ~same) == 0) return kRun(w, c, mask);
     bool complete = true;
-    for (u32 m = mask; m; m &= m - 1) complete = complete && (members[first_lane(m)] & w.live & ~mask) == 0;
+    for (u32 m = mask; m; m &= m - 1)
+        complete = complete && (members[first_lane(m)] & w.live & ~mask) == 0;
     if (!complete) {  // the other groups become splits of their own, and meet whom they wait for
         fork(w, c->index, mask & ~same);
         ++count_of(w, c->index).delta;
@@ -38,7 +41,8 @@ const Code* by_members(Warp& w, const Code* c, u32 mask) {
     }
     for (u32 left = mask; left;) {
         u32 group = 0, wanted = members[first_lane(left)];
-        for (u32 m = left; m; m &= m - 1) group |= u32(members[first_lane(m)] == wanted) << first_lane(m);
+        for (u32 m = left; m; m &= m - 1)
+            group |= u32(members[first_lane(m)] == wanted) << first_lane(m);
         kRun(w, c, group);
         left &= ~group;
     }
@@ -58,8 +62,10 @@ const Code* shuffle(Warp& w, const Code* c, u32 mask) {
     for (int l = 0; l < kLanes; ++l) {
         i32 lane = l, by = b[l] & 31, clamp = e[l] & 31, segment = e[l] >> 8 & 31;
         i32 top = (lane & segment) | (clamp & ~segment);
-        i32 j = mode == Shuffle::UP ? lane - by : mode == Shuffle::DOWN ? lane + by
-              : mode == Shuffle::BFLY ? lane ^ by : (lane & segment) | (by & ~segment);
+        i32 j = mode == Shuffle::UP     ? lane - by
+                : mode == Shuffle::DOWN ? lane + by
+                : mode == Shuffle::BFLY ? lane ^ by
+                                        : (lane & segment) | (by & ~segment);
         bool in = mode == Shuffle::UP ? j >= top : j <= top;
         inside[l] = in ? -1 : 0;
         t[l] = a[(in ? j : lane) & 31];
@@ -77,10 +83,18 @@ const Code* vote(Warp& w, const Code* c, u32 mask) {
     if (!meet(w, c, mask, 1, &members, &next)) return next;
     u32 asked = members & mask, p = predicate(w, c->s[0]) & asked;
     switch (static_cast<Vote>(c->sub)) {
-        case Vote::ALL: set_predicate(w, c->d[0], mask, p == asked ? kFull : 0); break;
-        case Vote::ANY: set_predicate(w, c->d[0], mask, p ? kFull : 0); break;
-        case Vote::UNI: set_predicate(w, c->d[0], mask, p == asked || p == 0 ? kFull : 0); break;
-        case Vote::BALLOT: fill<u32>(w, c->d[0], mask, [=](int) { return p; }); break;
+        case Vote::ALL:
+            set_predicate(w, c->d[0], mask, p == asked ? kFull : 0);
+            break;
+        case Vote::ANY:
+            set_predicate(w, c->d[0], mask, p ? kFull : 0);
+            break;
+        case Vote::UNI:
+            set_predicate(w, c->d[0], mask, p == asked || p == 0 ? kFull : 0);
+            break;
+        case Vote::BALLOT:
+            fill<u32>(w, c->d[0], mask, [=](int) { return p; });
+            break;
     }
     return c + 1;
 }
@@ -140,12 +154,24 @@ const Code* redux(Warp& w, const Code* c, u32 mask) {
         }
         bool less = c->type == Type::S32 ? i32(x) < i32(out) : x < out;
         switch (how) {
-            case Reduce::ADD: out += x; break;
-            case Reduce::MIN: out = less ? x : out; break;
-            case Reduce::MAX: out = less ? out : x; break;
-            case Reduce::AND: out &= x; break;
-            case Reduce::OR: out |= x; break;
-            case Reduce::XOR: out ^= x; break;
+            case Reduce::ADD:
+                out += x;
+                break;
+            case Reduce::MIN:
+                out = less ? x : out;
+                break;
+            case Reduce::MAX:
+                out = less ? out : x;
+                break;
+            case Reduce::AND:
+                out &= x;
+                break;
+            case Reduce::OR:
+                out |= x;
+                break;
+            case Reduce::XOR:
+                out ^= x;
+                break;
         }
     }
     fill<u32>(w, c->d[0], mask, [=](int) { return out; });
@@ -233,23 +259,43 @@ std::string formatted(Warp& w, const Code* c, int lane, const std::string& forma
         char kind = format[i];
         buffer[0] = 0;
         switch (kind) {
-            case 'd': case 'i': {
+            case 'd':
+            case 'i': {
                 long long x = is_long ? static_cast<long long>(take(8)) : i32(take(4));
                 std::snprintf(buffer, sizeof(buffer), (spec + "lld").c_str(), x);
                 break;
             }
-            case 'u': case 'x': case 'X': case 'o': {
+            case 'u':
+            case 'x':
+            case 'X':
+            case 'o': {
                 unsigned long long x = is_long ? take(8) : take(4);
                 std::snprintf(buffer, sizeof(buffer), (spec + "ll" + kind).c_str(), x);
                 break;
             }
-            case 'c': std::snprintf(buffer, sizeof(buffer), (spec + "c").c_str(), int(take(4) & 0xFF)); break;
-            case 'p': std::snprintf(buffer, sizeof(buffer), "0x%llx", static_cast<unsigned long long>(take(8))); break;
-            case 's': std::snprintf(buffer, sizeof(buffer), (spec + "s").c_str(), text_at(w, c, lane, take(8)).c_str()); break;
-            case 'e': case 'E': case 'f': case 'F': case 'g': case 'G': case 'a': case 'A':
+            case 'c':
+                std::snprintf(buffer, sizeof(buffer), (spec + "c").c_str(), int(take(4) & 0xFF));
+                break;
+            case 'p':
+                std::snprintf(buffer, sizeof(buffer), "0x%llx",
+                              static_cast<unsigned long long>(take(8)));
+                break;
+            case 's':
+                std::snprintf(buffer, sizeof(buffer), (spec + "s").c_str(),
+                              text_at(w, c, lane, take(8)).c_str());
+                break;
+            case 'e':
+            case 'E':
+            case 'f':
+            case 'F':
+            case 'g':
+            case 'G':
+            case 'a':
+            case 'A':
                 std::snprintf(buffer, sizeof(buffer), (spec + kind).c_str(), bits<double>(take(8)));
                 break;
-            default: return out + spec + kind;
+            default:
+                return out + spec + kind;
         }
         out += buffer;
     }
@@ -264,7 +310,8 @@ const Code* print(Warp& w, const Code* c, u32 mask) {
         std::string text = formatted(w, c, l, format, row<u64>(w, c->s[1])[l]);
         auto& all = worker.printed;
         if (all.empty() || all.back().first != w.block->rank) all.emplace_back(w.block->rank, "");
-        if (all.back().second.size() + text.size() <= w.block->launch->limits.print_bytes) all.back().second += text;
+        if (all.back().second.size() + text.size() <= w.block->launch->limits.print_bytes)
+            all.back().second += text;
         row<u32>(w, c->d[0])[l] = 1;
     }
     return c + 1;
@@ -275,8 +322,10 @@ const Code* assertion(Warp& w, const Code* c, u32 mask) {
     std::string message = text_at(w, c, l, row<u64>(w, c->s[0])[l]);
     std::string file = text_at(w, c, l, row<u64>(w, c->s[1])[l]);
     std::string function = text_at(w, c, l, row<u64>(w, c->s[3])[l]);
-    fail(Kind::ASSERT, l, 0, "assertion failed: " + message + " (" + file + ":" + std::to_string(row<u32>(w, c->s[2])[l]) +
-         (function.empty() ? "" : ", " + function) + ")");
+    fail(Kind::ASSERT, l, 0,
+         "assertion failed: " + message + " (" + file + ":" +
+             std::to_string(row<u32>(w, c->s[2])[l]) + (function.empty() ? "" : ", " + function) +
+             ")");
 }
 
 }  // namespace
@@ -284,18 +333,27 @@ const Code* assertion(Warp& w, const Code* c, u32 mask) {
 Form resolve_warp(const Code& c) {
     bool wide = bytes_of(c.type) == 8;
     switch (c.op) {
-        case Op::SHFL: return {c.sub < 4 ? by_members<shuffle, 3> : nullptr, "1P", "111A"};
-        case Op::VOTE: return {c.sub < 4 ? by_members<vote, 1> : nullptr, c.sub == 3 ? "1-" : "p-", "pA--"};
-        case Op::MATCH: return {wide ? by_members<match<u64>, 1> : by_members<match<u32>, 1>, "1P", wide ? "21--" : "11--"};
+        case Op::SHFL:
+            return {c.sub < 4 ? by_members<shuffle, 3> : nullptr, "1P", "111A"};
+        case Op::VOTE:
+            return {c.sub < 4 ? by_members<vote, 1> : nullptr, c.sub == 3 ? "1-" : "p-", "pA--"};
+        case Op::MATCH:
+            return {wide ? by_members<match<u64>, 1> : by_members<match<u32>, 1>, "1P",
+                    wide ? "21--" : "11--"};
         case Op::REDUX: {
             bool known = c.sub < 6 && (c.type != Type::F32 || c.sub == 1 || c.sub == 2);
             return {known ? by_members<redux, 1> : nullptr, "1-", "11--"};
         }
-        case Op::ELECT: return {by_members<elect, 0>, "AP", "1---"};
-        case Op::ACTIVEMASK: return {active_mask, "1-", "----"};
-        case Op::VPRINTF: return {print, "A-", "22--"};
-        case Op::ASSERTFAIL: return {assertion, "--", "2212"};
-        default: return {};
+        case Op::ELECT:
+            return {by_members<elect, 0>, "AP", "1---"};
+        case Op::ACTIVEMASK:
+            return {active_mask, "1-", "----"};
+        case Op::VPRINTF:
+            return {print, "A-", "22--"};
+        case Op::ASSERTFAIL:
+            return {assertion, "--", "2212"};
+        default:
+            return {};
     }
 }
 

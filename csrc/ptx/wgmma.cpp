@@ -1,5 +1,5 @@
-// wgmma.mma_async: each warp computes its 16 of the 64 rows, at once; the groups that software waits
-// for are therefore always complete.
+// wgmma.mma_async: each warp computes its 16 of the 64 rows, at once; the groups that software
+// waits for are therefore always complete.
 #include "checks.h"
 #include "matrix.h"
 
@@ -10,7 +10,10 @@ namespace {
 struct Descriptor {
     u32 start, lbo, sbo, mode;
     explicit Descriptor(u64 d)
-        : start(u32(d & 0x3FFF) << 4), lbo(u32(d >> 16 & 0x3FFF) << 4), sbo(u32(d >> 32 & 0x3FFF) << 4), mode(u32(d >> 62)) {}
+        : start(u32(d & 0x3FFF) << 4),
+          lbo(u32(d >> 16 & 0x3FFF) << 4),
+          sbo(u32(d >> 32 & 0x3FFF) << 4),
+          mode(u32(d >> 62)) {}
 
     u32 width() const { return mode == 1 ? 128 : mode == 2 ? 64 : mode == 3 ? 32 : 16; }
 
@@ -38,7 +41,10 @@ struct Source {
     const u8* chunk(u32 at) const {
         Block& b = *w.block;
         if (at > b.shared_bytes || b.shared_bytes - at < 16) {
-            fail(Kind::OUT_OF_BOUNDS, lane, at, "a matrix descriptor reaches " + std::to_string(at) + " of shared memory; the block has " + std::to_string(b.shared_bytes) + " bytes");
+            fail(Kind::OUT_OF_BOUNDS, lane, at,
+                 "a matrix descriptor reaches " + std::to_string(at) +
+                     " of shared memory; the block has " + std::to_string(b.shared_bytes) +
+                     " bytes");
         }
         if (b.checking) touch_read(w, c, lane, at, 16);
         return b.shared.data() + at;
@@ -55,7 +61,8 @@ V8 eight_of(const u8* p, Type t) {
 }
 
 // Eight values along mn or k that start at a chunk; 32-bit elements take two chunks.
-void load_eight(const Source& s, const Descriptor& d, u32 mn, u32 k, Type t, bool mn_major, float* to) {
+void load_eight(const Source& s, const Descriptor& d, u32 mn, u32 k, Type t, bool mn_major,
+                float* to) {
     u32 size = u32(bytes_of(t)), per = 16 / size;
     u8 raw[32];
     u32 chunks = (8 + per - 1) / per;
@@ -95,7 +102,8 @@ void load_a(Warp& w, const Code* c, const Source& s, u32 depth, float* to) {
             }
         } else {
             for (u32 i = 0; i < 16; ++i) {
-                for (u32 k = 0; k < depth; k += 8) load_eight(s, d, first + i, k, t, false, to + i * 32 + k);
+                for (u32 k = 0; k < depth; k += 8)
+                    load_eight(s, d, first + i, k, t, false, to + i * 32 + k);
             }
         }
     }
@@ -109,10 +117,12 @@ void load_b(const Code* c, const Source& s, const Descriptor& d, u32 n, u32 dept
     Type t = static_cast<Type>(c->sub);
     bool mn_major = c->imm >> 3 & 1;
     if (mn_major) {
-        for (u32 k = 0; k < depth; ++k) load_eight(s, d, n, k, t, true, reinterpret_cast<float*>(to + k));
+        for (u32 k = 0; k < depth; ++k)
+            load_eight(s, d, n, k, t, true, reinterpret_cast<float*>(to + k));
     } else {
         for (u32 k = 0; k < depth; k += 8) {
-            for (u32 j = 0; j < 8; ++j) load_eight(s, d, n + j, k, t, false, reinterpret_cast<float*>(to + k + j));
+            for (u32 j = 0; j < 8; ++j)
+                load_eight(s, d, n + j, k, t, false, reinterpret_cast<float*>(to + k + j));
             transpose8(to + k);
         }
     }
@@ -153,7 +163,9 @@ const Code* wgmma_float(Warp& w, const Code* c, u32 mask) {
             multiply_rows(rows, a + half * 8 * 32, 32, b, int(depth));
             fragment_of_rows(rows, even, odd);
             if (packed) {
-                fill<u32>(w, out[0], mask, [&](int l) { return float_to_half(even[l]) | float_to_half(odd[l]) << 16; });
+                fill<u32>(w, out[0], mask, [&](int l) {
+                    return float_to_half(even[l]) | float_to_half(odd[l]) << 16;
+                });
             } else {
                 fill<float>(w, out[0], mask, [&](int l) { return even[l]; });
                 fill<float>(w, out[1], mask, [&](int l) { return odd[l]; });
@@ -175,7 +187,9 @@ const Code* wgmma_integer(Warp& w, const Code* c, u32 mask) {
         const u32* list = c->list + c->n_list - 4;
         for (u32 r = 0; r < 4; ++r) {
             const u8* p = w.regs + list[r];
-            for (u32 x = 0; x < 128; ++x) a[(r & 1) * 8 + x / 16][(r >> 1) * 16 + x % 16] = signed_a ? i32(i8(p[x])) : i32(p[x]);
+            for (u32 x = 0; x < 128; ++x)
+                a[(r & 1) * 8 + x / 16][(r >> 1) * 16 + x % 16] =
+                    signed_a ? i32(i8(p[x])) : i32(p[x]);
         }
     } else {
         Descriptor d(row<u64>(w, c->s[0])[lane]);
@@ -198,8 +212,10 @@ const Code* wgmma_integer(Warp& w, const Code* c, u32 mask) {
             u32 out = c->list[n / 2 + r];
             fill<i32>(w, out, mask, [&](int l) {
                 i64 sum = add ? row<i32>(w, out)[l] : 0;
-                for (int k = 0; k < 32; ++k) sum += a[r / 2 * 8 + l / 4][k] * b[2 * (l % 4) + r % 2][k];
-                if (c->has(flag::SAT)) sum = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;
+                for (int k = 0; k < 32; ++k)
+                    sum += a[r / 2 * 8 + l / 4][k] * b[2 * (l % 4) + r % 2][k];
+                if (c->has(flag::SAT))
+                    sum = sum > INT32_MAX ? INT32_MAX : sum < INT32_MIN ? INT32_MIN : sum;
                 return i32(sum);
             });
         }
@@ -224,7 +240,9 @@ Form resolve_wgmma(const Code& c) {
     bool eight = a == Type::E4M3 || a == Type::E5M2, integers = a == Type::S8 || a == Type::U8;
     if (a == Type::F16 || a == Type::BF16 || a == Type::TF32 || eight) {
         bool same = eight ? b == Type::E4M3 || b == Type::E5M2 : a == b;
-        if (!same || (c.type != Type::F32 && (c.type != Type::F16 || a == Type::BF16 || a == Type::TF32))) return f;
+        if (!same ||
+            (c.type != Type::F32 && (c.type != Type::F16 || a == Type::BF16 || a == Type::TF32)))
+            return f;
         if ((c.imm & 12) && a != Type::F16 && a != Type::BF16) return f;  // only these transpose
         f.run = wgmma_float;
     } else if (integers && (b == Type::S8 || b == Type::U8) && c.type == Type::S32) {
