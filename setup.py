@@ -92,9 +92,6 @@ def needs_recompile(obj: str, src: str) -> bool:
 # One file a core, and only what changed since the last build.
 ParallelCompile("MINIGRAD_BUILD_JOBS", default=0, needs_recompile=needs_recompile).install()
 
-# An x86-64 without AVX2 has no emulator: it would take long to compile, and longer to run.
-EMULATOR_LEVELS = [level for level in LEVELS if level != "generic"] or ["generic"]
-
 setup(
     ext_modules=[
         extension("_core", CORE, []),
