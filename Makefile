@@ -1,4 +1,5 @@
-# The short commands. Each makes the virtual environment and builds the kernels where that is still to do.
+# The short commands. Each makes the virtual environment and builds the kernels where that is still to do,
+# for the instruction-set levels that this machine can run (a wheel has all of them).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ bench: $(VENV)/.built  ## kernels and training steps, with ratios to torch where
 	$(BIN)/python bench/compare.py $(ARGS)
 
 lint: $(VENV)/.built  ## formatting, lint and types
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[lint]'
+	MINIGRAD_LEVELS=here $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[lint]'
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/ptx/*.cpp csrc/ptx/*.h $(wildcard kernels/cu/*.cu*)
 
@@ -25,7 +26,7 @@ $(VENV)/.built: $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("minigrad needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel 'numpy>=2.0' pybind11
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[plot,test]'
+	MINIGRAD_LEVELS=here $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[plot,test]'
 	touch $@
 
 clean:

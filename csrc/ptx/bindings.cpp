@@ -239,7 +239,8 @@ PYBIND11_MODULE(PTX_MODULE_NAME, m) {
         }
     });
 
-    py::class_<Program>(m, "Program")
+    // Several levels may be loaded side by side, each with a class of its own.
+    py::class_<Program>(m, "Program", py::module_local())
         .def(py::init(&load), py::arg("instructions"), py::arg("operands"), py::arg("consts"),
              py::arg("n_rows"), py::arg("n_preds"), py::arg("entry"), py::arg("static_shared"),
              py::arg("local_bytes"), py::arg("param_bytes"))
