@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -249,12 +250,14 @@ def backward(
 ) -> None:
     """Accumulates into `.grad` of every leaf that the outputs were computed from.
 
-    Nothing is written to any `.grad` unless the whole walk succeeds.
+    Nothing is written to any `.grad` unless the whole walk succeeds. What is written shares its
+    memory with nothing else, so that it may be changed in place.
     """
-    leaves = _walk(outputs, grad_outputs, retain_graph, create_graph, None)[0]
-    with _accumulate_lock:
-        for leaf, grad in leaves.values():
-            leaf.grad = grad if leaf.grad is None else _add(leaf.grad, grad, create_graph)
+    walked = _walk(outputs, grad_outputs, retain_graph, create_graph, None)
+    with _accumulate_lock, enable_grad() if create_graph else no_grad():
+        for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
+            before = tensor.grad
+            tensor.grad = walked.own(gradient) if before is None else before + gradient
 
 
 def grad(
@@ -295,26 +298,65 @@ def grad(
             )
     targets = [_edge(t) for t in ins]
     keep = create_graph if retain_graph is None else retain_graph
-    leaves, captured = _walk(outs, seeds, keep, create_graph, targets)
+    walked = _walk(outs, seeds, keep, create_graph, targets)
     results: list[Any] = []
-    for i, (target, index) in enumerate(targets):
-        if target.__class__ is Node:
-            found = captured.get((id(target), index))
-        else:
-            found = leaves[id(target)][1] if id(target) in leaves else None
-        if found is None and not allow_unused:
-            raise RuntimeError(
-                f"grad: the outputs do not depend on input {i}; pass allow_unused=True for None"
-            )
-        results.append(found)
+    with enable_grad() if create_graph else no_grad():
+        for i, (target, index) in enumerate(targets):
+            if target.__class__ is Node:
+                found = walked.captured.get((id(target), index))
+            else:
+                found = walked.leaves.get(id(target), (None, None))[1]
+            if found is None and not allow_unused:
+                raise RuntimeError(
+                    f"grad: the outputs do not depend on input {i}; pass allow_unused=True for None"
+                )
+            results.append(None if found is None else walked.own(found))
     return results
 
 
-def _add(a: Tensor, b: Tensor, create_graph: bool) -> Tensor:
-    if create_graph:
-        return a + b
-    with no_grad():
-        return a + b
+class _Walked:
+    """The gradients that a walk found, and whose memory is spoken for."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by the leaf's id
+        self.captured: dict[tuple[int, int], Tensor] = {}  # at the outputs of target nodes
+        self.retained: list[tuple[Tensor, Tensor]] = []  # of tensors that retain_grad was called on
+        self._held: dict[int, np.ndarray] = {}  # memory that somebody else has, by its owner's id
+
+    def hold(self, array: np.ndarray) -> None:
+        """Notes that this memory may be known outside of the walk."""
+        owner = _owner(array)
+        self._held[id(owner)] = owner
+
+    def own(self, gradient: Tensor) -> Tensor:
+        """The gradient itself where it is all of some memory that nobody else has, else a copy."""
+        array = gradient._array
+        owner = _owner(array)
+        if (
+            array.flags.c_contiguous
+            and array.flags.writeable
+            and array.nbytes == owner.nbytes
+            and id(owner) not in self._held
+        ):
+            self._held[id(owner)] = owner
+            return gradient
+        return _tensor.ops.copy(gradient)
+
+
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array that `array` is a view of, or itself."""
+    while array.base.__class__ is np.ndarray:
+        array = array.base
+    return array
+
+
+class Retain:
+    """The hook that `Tensor.retain_grad` leaves: `backward` fills the tensor's `.grad`, too."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = weakref.ref(tensor)  # the graph must not own its outputs
+
+    def __call__(self, gradient: Tensor) -> None: ...
 
 
 def _seed(output: Tensor, grad_output: Tensor | None) -> Tensor:
@@ -344,13 +386,13 @@ def _walk(
     retain_graph: bool,
     create_graph: bool,
     targets: Sequence[Edge] | None,
-) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[tuple[int, int], Tensor]]:
+) -> _Walked:
     """Visits nodes from the newest to the oldest, so that a node's gradient is complete when met.
 
-    Returns the gradients of leaves by id, and those captured at node outputs among the targets.
+    Without `targets` every leaf is one.
     """
-    leaves: dict[int, tuple[Tensor, Tensor]] = {}
-    captured: dict[tuple[int, int], Tensor] = {}
+    walked = _Walked()
+    leaves = walked.leaves
     pending: dict[int, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
     wanted = {(id(target), index) for target, index in targets} if targets is not None else set()
@@ -375,14 +417,17 @@ def _walk(
     with mode:
         for output, given in zip(outputs, grad_outputs, strict=True):
             seed = _seed(output, given)
+            if given is not None:
+                walked.hold(seed._array)
             send(_edge(output), seed)
         while heap:
             node = heapq.heappop(heap)[1]
             slots = pending.pop(id(node))
-            _run_hooks(node, slots)
+            if node.hooks is not None:
+                _run_hooks(node, slots, walked, retain=targets is None)
             for index, slot in enumerate(slots):
                 if slot is not None and (id(node), index) in wanted:
-                    captured[(id(node), index)] = slot
+                    walked.captured[(id(node), index)] = slot
             if needed is not None and id(node) not in needed:
                 continue
             if node.edges is None:
@@ -402,27 +447,48 @@ def _walk(
                     continue
                 if _mode.anomaly:
                     _check_finite(f"{node.name}.backward", gradient, "gradient")
+                if edge[0].__class__ is not Node:
+                    _hold_saved(node, gradient, walked)
                 send(edge, gradient)
             if not retain_graph:
                 node.release()
         for key, (leaf, gradient) in leaves.items():
             for hook in leaf._hooks or ():
-                changed = hook(gradient)
-                if changed is not None:
-                    gradient = changed
+                gradient = _run_hook(hook, gradient, walked)
             leaves[key] = (leaf, gradient)
-    return leaves, captured
+    return walked
 
 
-def _run_hooks(node: Node, slots: list[Tensor | None]) -> None:
-    if node.hooks is None:
-        return
+def _hold_saved(node: Node, gradient: Tensor, walked: _Walked) -> None:
+    """A backward may return what it saved, which others know."""
+    owner = _owner(gradient._array)
+    if any(entry is not None and _owner(entry[0]) is owner for entry in node._saved):
+        walked.hold(owner)
+
+
+def _run_hooks(node: Node, slots: list[Tensor | None], walked: _Walked, retain: bool) -> None:
+    assert node.hooks is not None
     for index, hooks in node.hooks.items():
         for hook in hooks:
             slot = slots[index]
-            if slot is not None:
-                changed = hook(slot)
-                slots[index] = slot if changed is None else changed
+            if slot is None:
+                continue
+            if hook.__class__ is Retain:
+                tensor = hook.tensor()  # type: ignore[attr-defined]
+                if retain and tensor is not None:
+                    walked.retained.append((tensor, slot))
+            else:
+                slots[index] = _run_hook(hook, slot, walked)
+
+
+def _run_hook(hook: Callable[[Tensor], Tensor | None], gradient: Tensor, walked: _Walked) -> Tensor:
+    """What the hook makes of the gradient; it may keep both, so neither is ours any more."""
+    changed = hook(gradient)
+    walked.hold(gradient._array)
+    if changed is None:
+        return gradient
+    walked.hold(changed._array)
+    return changed
 
 
 def _masked_backward(

@@ -5,7 +5,6 @@ Methods and operators only name the functions of `minigrad/ops`, which carry the
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -212,16 +211,9 @@ class Tensor:
         return lambda: hooks.remove(hook)
 
     def retain_grad(self) -> None:
-        """Fills `.grad` of a tensor that is not a leaf, too."""
+        """Has `backward` fill `.grad` of a tensor that is not a leaf, too."""
         if self._node is not None:
-            held = weakref.ref(self)  # the graph must not own its outputs
-
-            def store(gradient: Tensor) -> None:
-                tensor = held()
-                if tensor is not None:
-                    tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
-
-            self.register_hook(store)
+            self.register_hook(autograd.Retain(self))
 
     # ---- changes in place ----
 

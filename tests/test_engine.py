@@ -96,13 +96,119 @@ def test_hooks_and_retained_gradients() -> None:
     assert x.grad.tolist() == [4, 4]
 
 
+def shares_nothing(*tensors: mg.Tensor) -> bool:
+    arrays = [t._array for t in tensors]
+    return all(a.flags.c_contiguous and a.flags.writeable for a in arrays) and not any(
+        np.may_share_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i]
+    )
+
+
+class Kept(mg.Function):
+    """y = x · 3, whose backward returns what forward saved."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_inputs(1)
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.saved[0], None
+
+
+def gradients_of_a_sum(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x + w
+    (y * y).sum().backward()
+    return [x.grad, w.grad]
+
+
+def gradients_through_views(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x.reshape(3, 2) + w.reshape(3, 2)
+    (y * y).sum().backward()
+    return [x.grad, w.grad]
+
+
+def gradients_that_are_parts(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = mg.concat([x, w])
+    (y * y).sum().backward()
+    return [x.grad, w.grad]
+
+
+def gradients_and_their_seed(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    seed = mg.ones((2, 3))
+    (x + w).backward(seed)
+    return [x.grad, w.grad, seed]
+
+
+def gradients_that_are_broadcast(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    (x.sum() + w.permute(1, 0).sum()).backward()
+    return [x.grad, w.grad]
+
+
+def gradients_retained(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x + 0
+    y.retain_grad()
+    z = y + w
+    z.retain_grad()
+    (z * z).sum().backward()
+    return [x.grad, w.grad, y.grad, z.grad]
+
+
+def gradients_that_a_hook_keeps(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    kept = []
+    x.register_hook(kept.append)
+    y = x + w
+    y.register_hook(kept.append)
+    (y * y).sum().backward()
+    return [x.grad, w.grad, kept[0]]
+
+
+def gradients_that_were_saved(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    factor = mg.full((2, 3), 3.0)
+    Kept.apply(x, factor).sum().backward()
+    return [x.grad, factor]
+
+
+def gradients_asked_for(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x + w
+    return mg.grad((y * y).sum(), [x, w, y])
+
+
+ALIASED = [value for name, value in list(globals().items()) if name.startswith("gradients_")]
+
+
+@pytest.mark.parametrize("make", ALIASED, ids=lambda make: make.__name__)
+def test_gradients_own_their_memory(make) -> None:
+    assert shares_nothing(*make(leaf(2, 3), leaf(2, 3)))
+
+
+def test_gradients_of_a_graph_own_their_memory_and_can_be_differentiated() -> None:
+    x, w = leaf(3), leaf(3)
+    y = x + w
+    (y * y * y).sum().backward(create_graph=True)
+    assert shares_nothing(x.grad, w.grad)
+    (second,) = mg.grad(w.grad.sum(), x)
+    assert second.tolist() == [12, 24, 36]
+
+
+def test_a_fresh_gradient_is_not_copied() -> None:
+    x, w, b = mg.randn((4, 3)), mg.randn((2, 3)).requires_grad_(), mg.zeros((2,)).requires_grad_()
+    with mg.profile() as p:
+        mg.linear(x, w, b).backward(mg.ones((4, 2)))
+    assert "copy" not in p.rows
+    assert shares_nothing(w.grad, b.grad)
+
+
 def test_grad_touches_no_fields_and_walks_only_what_is_needed() -> None:
     x, w = leaf(2), leaf(2)
     y = x * w
     (gy,) = mg.grad((y * y).sum(), y)
     assert gy.tolist() == [2, 8]
+    y.retain_grad()
+    mg.grad((y * y).sum(), x)
     assert x.grad is None
     assert w.grad is None
+    assert y.grad is None
     with pytest.raises(RuntimeError, match="do not depend on input 0"):
         mg.grad((x * 2).sum(), w)
     assert mg.grad((x * 2).sum(), w, allow_unused=True) == [None]

@@ -4,7 +4,7 @@
 import sys
 
 from minigrad.ops.creation import *
-from minigrad.ops.creation import copy_into as copy_into
+from minigrad.ops.creation import copy as copy, copy_into as copy_into
 from minigrad.ops.elementwise import *
 from minigrad.ops.movement import *
 from minigrad.ops.reduce import *

@@ -94,7 +94,9 @@ class Cast(Function):
         return cast(g, ctx.dtype)
 
 
-class Contiguous(Function):
+class Copy(Function):
+    """The same values in new memory, in C order."""
+
     @staticmethod
     def forward(ctx: Node, x: np.ndarray) -> np.ndarray:
         return copied(x)
@@ -238,7 +240,12 @@ def to(x: Tensor, target: Any) -> Tensor:
 
 def contiguous(x: Tensor) -> Tensor:
     """x in C order: itself where it already is, else a copy."""
-    return x if x._array.flags.c_contiguous else Contiguous.apply(x)
+    return x if x._array.flags.c_contiguous else copy(x)
+
+
+def copy(x: Tensor) -> Tensor:
+    """x in memory of its own, in C order."""
+    return Copy.apply(x)
 
 
 # ---- random ----
