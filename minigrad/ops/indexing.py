@@ -9,6 +9,7 @@ in order.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import numpy as np
 from minigrad import dtypes
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast, copied
+from minigrad.dispatch import empty, launch, launch_numpy
+from minigrad.ops.creation import as_tensor, cast, copied, copy_fitting
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["get_item", "scatter_add", "set_item", "take_along_axis"]
@@ -145,19 +146,22 @@ def get_item(x: Tensor, index: Any) -> Tensor:
 def set_item(x: Tensor, index: Any, value: TensorLike) -> None:
     """x[index] = value in place; raises for tensors that require a gradient outside no_grad."""
     plain = _plain(index)
-    source = as_tensor(value)
-    array = x._writable("x[...] =")
-    if _is_basic(plain):
-        target = _look_up(array, (*plain, Ellipsis) if Ellipsis not in plain else plain)
+    kind = _put_view if _is_basic(plain) else _put_elements
+    x._write("x[...] =", as_tensor(value), partial(kind, plain))
+
+
+def _put_view(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
+    copy_fitting(_look_up(array, (*index, Ellipsis) if Ellipsis not in index else index), value)
+
+
+def _put_elements(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
+    def put(array: np.ndarray, value: np.ndarray) -> None:
         try:
-            np.broadcast_shapes(source.shape, target.shape)
-            launch("copy", source._array, target)
-        except ValueError:
-            raise ValueError(
-                f"x[...] =: a value of shape {source.shape} does not fit {target.shape}"
-            ) from None
-    else:
-        array[plain] = source._array
+            array[index] = value
+        except (IndexError, ValueError) as error:
+            raise type(error)(f"x[...] =: a value does not fit: {error}") from None
+
+    launch_numpy("set_item", put, array, value)
 
 
 def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tuple[np.ndarray, int]:
