@@ -59,6 +59,81 @@ def test_saved_tensor_changed_in_place() -> None:
         z.backward()
 
 
+INTEGERS_THAT_BACKWARD_READS = [
+    lambda x, i: mg.embedding(x, i),
+    lambda x, i: mg.embedding(x, mg.stack([i, i])[0]),
+    lambda x, i: mg.cross_entropy(x[:2], i),
+]
+
+
+@pytest.mark.parametrize("case", range(len(INTEGERS_THAT_BACKWARD_READS)))
+def test_saved_integers_changed_in_place(case: int) -> None:
+    x, i = leaf(3, 3), mg.tensor([0, 1])
+    y = INTEGERS_THAT_BACKWARD_READS[case](x, i.reshape(1, 2)[0])
+    i[0] = 2
+    if case == 1:  # read from a copy
+        y.sum().backward()
+        assert x.grad.tolist() == [[1] * 3, [1] * 3, [0] * 3]
+        return
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
+
+
+INDICES_THAT_ARE_READ_AT_ONCE = [
+    lambda x, i: x[i],
+    lambda x, i: x[i[0] :],
+    lambda x, i: x[i[0]],
+    lambda x, i: mg.take_along_axis(x, mg.expand_dims(i, 1), 0),
+    lambda x, i: mg.scatter_add(x[:, :1] * 0, mg.expand_dims(i, 1), x[:2, :1], 0),
+]
+
+
+@pytest.mark.parametrize("case", range(len(INDICES_THAT_ARE_READ_AT_ONCE)))
+def test_an_index_may_change_after_it_was_used(case: int) -> None:
+    gradients = []
+    for change in (False, True):
+        x, i = leaf(3, 3), mg.tensor([0, 1])
+        y = INDICES_THAT_ARE_READ_AT_ONCE[case](x, i)
+        if change:
+            i[0] = 2
+        (y * y).sum().backward()
+        gradients.append(x.grad.numpy())
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_profile_shows_what_numpy_does() -> None:
+    x, a = mg.randn((4, 5)), mg.ones((4, 4), "float64")
+    with mg.profile() as p:
+        a @ a
+        mg.linear(a, a, a[0])
+        mg.topk(x, 2)
+        x[np.array([0, 1])] = x[np.array([2, 3])]
+    shown = {name: row.calls for name, row in p.rows.items() if name.startswith("numpy:")}
+    assert shown == {
+        "numpy:matmul": 2,
+        "numpy:argsort": 1,
+        "numpy:positions": 2,
+        "numpy:take": 2,
+        "numpy:set_item": 1,
+    }
+    assert p.rows["numpy:matmul"].operations == 2 * 2 * 4**3
+    assert p.rows["numpy:argsort"].bytes == 20 * (4 + 8)
+    assert "numpy:matmul" in p.table()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "uint8", "bool"])
+def test_descending_order_is_stable_with_nan_last(dtype: str) -> None:
+    if dtype in ("float32", "bfloat16"):
+        x = mg.tensor([1.0, float("nan"), 3.0, -0.0, 3.0, 0.0, float("-inf")], dtype)
+        assert mg.argsort(x, descending=True).tolist() == [2, 4, 0, 3, 5, 6, 1]
+        assert mg.topk(x, 3)[1].tolist() == [2, 4, 0]
+    else:
+        x = mg.tensor([0, 1, 0, 1], dtype)
+        assert mg.argsort(x, descending=True).tolist() == [1, 3, 0, 2]
+    least = mg.tensor([0, -(2**63), 5])
+    assert mg.sort(least, descending=True).tolist() == [5, 0, -(2**63)]
+
+
 def test_view_shares_its_version() -> None:
     x = mg.ones((4,))
     x[1:][0] = 5.0
@@ -334,10 +409,19 @@ BAD_INPUT = [
         IndexError,
         "index 5 is out of range",
     ),
+    (
+        lambda: mg.scatter_add(mg.ones((3, 3)), np.array([[0], [1]]), mg.ones((2, 1)), 0),
+        ValueError,
+        r"indices \(2, 1\) and x \(3, 3\) differ outside axis 0",
+    ),
     (lambda: mg.ones((3,))[4], IndexError, "out of bounds"),
     (lambda: mg.max(mg.ones((0, 3)), 0), ValueError, "max: nothing to take"),
     (lambda: mg.ones((2, 3)).reshape(4), ValueError, "reshape: 6 elements"),
     (lambda: mg.sum(mg.ones((2,)), 1), IndexError, "axis 1 is out of range"),
+    (lambda: mg.sort(mg.ones((2,)), 1), IndexError, "sort: axis 1 is out of range for 1"),
+    (lambda: mg.sort(mg.tensor(1.0)), IndexError, "sort: axis -1 is out of range for 0"),
+    (lambda: mg.topk(mg.ones((2,)), 1, 1), IndexError, "topk: axis 1 is out of range for 1"),
+    (lambda: mg.argsort(mg.ones((2,)), 3), IndexError, "argsort: axis 3 is out of range"),
     (lambda: mg.zeros((2**40, 2**30)), MemoryError, "more than can exist"),
     (
         lambda: mg.zeros((2**44,)),
