@@ -73,7 +73,7 @@ def copy_fitting(out: np.ndarray, x: np.ndarray) -> None:
         n in (1, m) for n, m in zip(reversed(x.shape[extra:]), reversed(out.shape), strict=False)
     )
     if not fits:
-        raise ValueError(f"a value of shape {x.shape} does not fit into {out.shape}")
+        raise ValueError(f"a value of shape {x.shape} does not fit {out.shape}")
     copy_into(out, x.reshape(x.shape[extra:]))
 
 
