@@ -37,6 +37,7 @@ _mode = _Mode()
 
 
 def is_grad_enabled() -> bool:
+    """Whether operations leave a graph (in this thread)."""
     return _mode.grad
 
 
@@ -105,7 +106,7 @@ class Node:
         self.edges: list[Edge | None] | None = None
         self.hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
         self.order = 0
-        self.n_outputs = 1
+        self.outputs: list[tuple[tuple[int, ...], np.dtype]] = []  # shapes and dtypes
         self._saved: list[tuple[np.ndarray, Storage, int, Edge | None] | None] = []
         self._save_inputs: tuple[int, ...] = ()
         self._save_outputs: tuple[int, ...] = ()
@@ -125,7 +126,8 @@ class Node:
 
     @property
     def name(self) -> str:
-        return self.function.__name__
+        """The op: a function that serves many keeps which in `ctx.kernel`."""
+        return self.__dict__.get("kernel") or self.function.__name__
 
     @property
     def saved(self) -> list[Any]:
@@ -219,9 +221,9 @@ class Function:
                 out._storage = first.storage
         if _mode.anomaly:
             for out in outputs:
-                _check_finite(cls.__name__, out, "output")
+                _check_finite(ctx.name, out, "output", inputs)
         if needs:
-            ctx.n_outputs = len(outputs)
+            ctx.outputs = [(out._array.shape, out._array.dtype) for out in outputs]
             for i, out in enumerate(outputs):
                 if dtypes.is_floating(out._array.dtype):
                     out.requires_grad = True
@@ -230,13 +232,27 @@ class Function:
         return outputs[0] if single else tuple(outputs)
 
 
-def _check_finite(name: str, tensor: Tensor, what: str) -> None:
-    array = tensor._array
-    if dtypes.is_floating(array.dtype) and np.isnan(array.astype(np.float32)).any():
-        raise FloatingPointError(
-            f"anomaly: the {what} of {name} (shape {array.shape}, {array.dtype.name}) has NaN; "
-            "its inputs had none, so it arose here"
-        )
+def _has_nan(tensor: Tensor | None) -> bool:
+    return (
+        tensor is not None
+        and dtypes.is_floating(tensor._array.dtype)
+        and bool(np.isnan(tensor._array.astype(np.float32)).any())
+    )
+
+
+def _check_finite(name: str, tensor: Tensor, what: str, sources: Sequence[Tensor | None]) -> None:
+    if not _has_nan(tensor):
+        return
+    bad = [t for t in sources if _has_nan(t)]
+    if bad:
+        assert bad[0] is not None
+        origin = f"it came in with what {name} was given (shape {bad[0].shape})"
+    else:
+        origin = f"nothing that {name} was given had any, so it arose here"
+    raise FloatingPointError(
+        f"anomaly: the {what} of {name} (shape {tensor.shape}, {tensor.dtype.name}) has NaN; "
+        + origin
+    )
 
 
 # ---- the walk back ----
@@ -359,7 +375,7 @@ class Retain:
     def __call__(self, gradient: Tensor) -> None: ...
 
 
-def _seed(output: Tensor, grad_output: Tensor | None) -> Tensor:
+def _seed(output: Tensor, grad_output: Any) -> Tensor:
     if not output.requires_grad:
         raise RuntimeError(
             "backward: the output does not require a gradient; no input with requires_grad=True "
@@ -372,6 +388,8 @@ def _seed(output: Tensor, grad_output: Tensor | None) -> Tensor:
                 f"{output.shape}; reduce it (.sum(), .mean()) or pass the gradient"
             )
         return _tensor.Tensor._wrap(np.ones(output.shape, output.dtype))
+    if grad_output.__class__ is not _tensor.Tensor:
+        grad_output = _tensor.ops.tensor(grad_output, output.dtype)
     if grad_output.shape != output.shape or grad_output.dtype != output.dtype:
         raise ValueError(
             f"backward: the gradient given has shape {grad_output.shape} and dtype "
@@ -396,7 +414,7 @@ def _walk(
     pending: dict[int, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
     wanted = {(id(target), index) for target, index in targets} if targets is not None else set()
-    needed = _needed_nodes(outputs, wanted) if targets is not None else None
+    needed = _needed_nodes(outputs, targets, wanted) if targets is not None else None
 
     def send(edge: Edge, gradient: Tensor) -> None:
         target, index = edge
@@ -407,7 +425,7 @@ def _walk(
             return
         slots = pending.get(id(target))
         if slots is None:
-            slots = pending[id(target)] = [None] * target.n_outputs
+            slots = pending[id(target)] = [None] * len(target.outputs)
             heapq.heappush(heap, (-target.order, target))
         old = slots[index]
         slots[index] = gradient if old is None else old + gradient
@@ -433,7 +451,8 @@ def _walk(
             if node.edges is None:
                 raise RuntimeError(
                     f"{node.name}: this part of the graph was freed by an earlier backward; "
-                    "pass retain_graph=True to the first one to walk it twice"
+                    "pass retain_graph=True to the first one to walk it twice, or detach() what "
+                    "needs no gradient"
                 )
             visited.append(node)
             if needed is None:
@@ -442,11 +461,18 @@ def _walk(
                 gradients = _masked_backward(node, slots, needed, wanted)
             if gradients.__class__ is not tuple:
                 gradients = (gradients,)
+            if len(gradients) != len(node.edges):
+                raise RuntimeError(
+                    f"{node.name}.backward returned {len(gradients)} gradients for "
+                    f"{len(node.edges)} inputs"
+                )
             for edge, gradient in zip(node.edges, gradients, strict=True):
                 if edge is None or gradient is None:
                     continue
+                _check_gradient(node, edge, gradient)
                 if _mode.anomaly:
-                    _check_finite(f"{node.name}.backward", gradient, "gradient")
+                    sources = [*slots, *node.saved]
+                    _check_finite(f"{node.name}.backward", gradient, "gradient", sources)
                 if edge[0].__class__ is not Node:
                     _hold_saved(node, gradient, walked)
                 send(edge, gradient)
@@ -457,6 +483,28 @@ def _walk(
                 gradient = _run_hook(hook, gradient, walked)
             leaves[key] = (leaf, gradient)
     return walked
+
+
+def _check_gradient(
+    node: Node, edge: Edge, gradient: Tensor, said: str = "backward returned"
+) -> None:
+    """A gradient has the shape and dtype of what it is the gradient of."""
+    target, index = edge
+    if gradient.__class__ is not _tensor.Tensor:
+        raise TypeError(
+            f"{node.name}: {said} a {type(gradient).__name__} as a gradient, not a tensor"
+        )
+    array = gradient._array
+    shape, dtype = target.outputs[index] if isinstance(target, Node) else _kind(target)
+    if array.shape != shape or array.dtype != dtype:
+        raise RuntimeError(
+            f"{node.name}: {said} a gradient of shape {array.shape} and dtype {array.dtype.name} "
+            f"for a tensor of shape {shape} and dtype {dtype.name}"
+        )
+
+
+def _kind(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype]:
+    return tensor._array.shape, tensor._array.dtype
 
 
 def _hold_saved(node: Node, gradient: Tensor, walked: _Walked) -> None:
@@ -487,6 +535,13 @@ def _run_hook(hook: Callable[[Tensor], Tensor | None], gradient: Tensor, walked:
     walked.hold(gradient._array)
     if changed is None:
         return gradient
+    if changed.__class__ is not _tensor.Tensor or _kind(changed) != _kind(gradient):
+        name = getattr(hook, "__qualname__", repr(hook))
+        got = f"{changed.shape} {changed.dtype.name}" if hasattr(changed, "shape") else changed
+        raise RuntimeError(
+            f"the hook {name} returned {got} for a gradient that is a tensor of shape "
+            f"{gradient.shape} and dtype {gradient.dtype.name}"
+        )
     walked.hold(changed._array)
     return changed
 
@@ -507,7 +562,9 @@ def _masked_backward(
         node.needs_input_grad = full
 
 
-def _needed_nodes(outputs: Sequence[Tensor], wanted: set[tuple[int, int]]) -> set[int]:
+def _needed_nodes(
+    outputs: Sequence[Tensor], targets: Sequence[Edge], wanted: set[tuple[int, int]]
+) -> set[int]:
     """The ids of the nodes through which a target is reached."""
     nodes: dict[int, Node] = {}
     stack = [o._node for o in outputs if o._node is not None]
@@ -519,7 +576,12 @@ def _needed_nodes(outputs: Sequence[Tensor], wanted: set[tuple[int, int]]) -> se
         for edge in node.edges or ():
             if edge is not None and edge[0].__class__ is Node:
                 stack.append(edge[0])  # type: ignore[arg-type]
-    needed: set[int] = set()
+    # What lies behind a freed node is not known any more. If a target may, walking raises: a
+    # gradient that misses a part would be wrong without a word.
+    oldest = min(
+        (target.order if isinstance(target, Node) else -1 for target, _ in targets), default=0
+    )
+    needed: set[int] = {id(n) for n in nodes.values() if n.edges is None and n.order > oldest}
     for node in sorted(nodes.values(), key=lambda n: n.order):
         for edge in node.edges or ():
             if edge is not None and (id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted):

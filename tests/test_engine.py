@@ -299,11 +299,120 @@ def test_third_derivative() -> None:
 
 def test_anomaly_names_the_op_that_first_went_nan() -> None:
     x = mg.tensor([-1.0], requires_grad=True)
-    with mg.detect_anomaly(), pytest.raises(FloatingPointError, match="output of Unary"):
+    with (
+        mg.detect_anomaly(),
+        pytest.raises(
+            FloatingPointError, match=r"output of log .*nothing that log was given had any"
+        ),
+    ):
         mg.exp(mg.log(x))
     y = mg.tensor([0.0], requires_grad=True)
     with mg.detect_anomaly(), pytest.raises(FloatingPointError, match=r"backward"):
         (mg.sqrt(y) * 0.0).sum().backward()
+
+
+def test_anomaly_that_came_in_with_an_input() -> None:
+    x = mg.tensor([1.0, float("nan")], requires_grad=True)
+    with mg.detect_anomaly():
+        with pytest.raises(FloatingPointError, match=r"output of exp .*it came in with what exp"):
+            mg.exp(x)
+        with pytest.raises(FloatingPointError, match=r"output of max .*it came in"):
+            mg.max(x)
+    y = mg.exp(x)
+    with mg.detect_anomaly(), pytest.raises(FloatingPointError, match=r"exp.backward .*came in"):
+        y.backward(mg.ones((2,)))
+
+
+def test_a_tensor_says_which_op_made_it() -> None:
+    x = leaf(2)
+    for op in (mg.log, mg.exp):
+        assert repr(op(x)).endswith(f"made by {op.__name__})")
+    for op in (mg.max, mg.min):
+        assert repr(op(x, 0, keepdims=True)).endswith(f"made by {op.__name__})")
+    assert repr(mg.maximum(x, 0.0)).endswith("made by maximum)")
+
+
+class Wrong(mg.Function):
+    """The identity, with whatever backward it is told."""
+
+    @staticmethod
+    def forward(ctx, x, result):
+        ctx.result = result
+        return x.copy()
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.result
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "message"),
+    [
+        (lambda: mg.ones((3,)), RuntimeError, r"shape \(3,\) .* of shape \(2,\)"),
+        (lambda: mg.ones((2,), "float64"), RuntimeError, "dtype float64 for .* dtype float32"),
+        (lambda: np.ones(2, np.float32), TypeError, "a ndarray as a gradient"),
+        (lambda: (mg.ones((2,)), None), RuntimeError, "2 gradients for 1 inputs"),
+    ],
+)
+@pytest.mark.parametrize("before", [lambda x: x, lambda x: x * 2])
+def test_a_wrong_gradient_names_the_function(before, result, kind, message) -> None:
+    x = leaf(2)
+    y = Wrong.apply(before(x), result=result())
+    with pytest.raises(kind, match=f"Wrong.*{message}"):
+        y.sum().backward()
+    assert x.grad is None
+
+
+def test_a_hook_that_returns_a_wrong_gradient_is_named() -> None:
+    def widen(g: mg.Tensor) -> mg.Tensor:
+        return mg.ones((3,))
+
+    for hooked in (lambda x: x, lambda x: x * 2):
+        x = leaf(2)
+        y = hooked(x)
+        y.register_hook(widen)
+        with pytest.raises(RuntimeError, match=r"hook .*widen returned \(3,\) .*\(2,\)"):
+            (y * y).sum().backward()
+        assert x.grad is None
+
+
+def test_grad_of_a_freed_graph_says_so() -> None:
+    x = leaf(2)
+    y = x * x
+    z = y.sum()
+    z.backward()
+    with pytest.raises(RuntimeError, match="freed"):
+        mg.grad(z, x)
+    with pytest.raises(RuntimeError, match="freed"):  # only a part of it
+        mg.grad((y * x).sum(), x)
+    assert mg.grad((y * 3).sum(), y)[0].tolist() == [3, 3]
+    (got,) = mg.grad((y.detach() * x).sum(), x)
+    assert got.tolist() == [1, 4]
+
+
+def test_backward_takes_what_is_like_a_tensor() -> None:
+    x = leaf(2)
+    (x * 2).backward([1, 10])
+    assert x.grad.tolist() == [2, 20]
+
+
+def test_threads_draw_different_streams() -> None:
+    generator, drawn = mg.Generator(1), []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def draw() -> None:
+        drawn.extend([int(generator.next_cell()[1]) for _ in range(3000)])
+
+    try:
+        threads = [threading.Thread(target=draw) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(drawn) == list(range(12_000))
 
 
 def test_exception_inside_backward_leaves_no_partial_gradient() -> None:
