@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ _mode = _Mode()
 
 
 def is_grad_enabled() -> bool:
+    """Whether operations leave a graph (in this thread)."""
     return _mode.grad
 
 
@@ -104,7 +106,7 @@ class Node:
         self.edges: list[Edge | None] | None = None
         self.hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
         self.order = 0
-        self.n_outputs = 1
+        self.outputs: list[tuple[tuple[int, ...], np.dtype]] = []  # shapes and dtypes
         self._saved: list[tuple[np.ndarray, Storage, int, Edge | None] | None] = []
         self._save_inputs: tuple[int, ...] = ()
         self._save_outputs: tuple[int, ...] = ()
@@ -124,7 +126,8 @@ class Node:
 
     @property
     def name(self) -> str:
-        return self.function.__name__
+        """The op: a function that serves many keeps which in `ctx.kernel`."""
+        return self.__dict__.get("kernel") or self.function.__name__
 
     @property
     def saved(self) -> list[Any]:
@@ -218,9 +221,9 @@ class Function:
                 out._storage = first.storage
         if _mode.anomaly:
             for out in outputs:
-                _check_finite(cls.__name__, out, "output")
+                _check_finite(ctx.name, out, "output", inputs)
         if needs:
-            ctx.n_outputs = len(outputs)
+            ctx.outputs = [(out._array.shape, out._array.dtype) for out in outputs]
             for i, out in enumerate(outputs):
                 if dtypes.is_floating(out._array.dtype):
                     out.requires_grad = True
@@ -229,13 +232,27 @@ class Function:
         return outputs[0] if single else tuple(outputs)
 
 
-def _check_finite(name: str, tensor: Tensor, what: str) -> None:
-    array = tensor._array
-    if dtypes.is_floating(array.dtype) and np.isnan(array.astype(np.float32)).any():
-        raise FloatingPointError(
-            f"anomaly: the {what} of {name} (shape {array.shape}, {array.dtype.name}) has NaN; "
-            "its inputs had none, so it arose here"
-        )
+def _has_nan(tensor: Tensor | None) -> bool:
+    return (
+        tensor is not None
+        and dtypes.is_floating(tensor._array.dtype)
+        and bool(np.isnan(tensor._array.astype(np.float32)).any())
+    )
+
+
+def _check_finite(name: str, tensor: Tensor, what: str, sources: Sequence[Tensor | None]) -> None:
+    if not _has_nan(tensor):
+        return
+    bad = [t for t in sources if _has_nan(t)]
+    if bad:
+        assert bad[0] is not None
+        origin = f"it came in with what {name} was given (shape {bad[0].shape})"
+    else:
+        origin = f"nothing that {name} was given had any, so it arose here"
+    raise FloatingPointError(
+        f"anomaly: the {what} of {name} (shape {tensor.shape}, {tensor.dtype.name}) has NaN; "
+        + origin
+    )
 
 
 # ---- the walk back ----
@@ -249,12 +266,14 @@ def backward(
 ) -> None:
     """Accumulates into `.grad` of every leaf that the outputs were computed from.
 
-    Nothing is written to any `.grad` unless the whole walk succeeds.
+    Nothing is written to any `.grad` unless the whole walk succeeds. What is written shares its
+    memory with nothing else, so that it may be changed in place.
     """
-    leaves = _walk(outputs, grad_outputs, retain_graph, create_graph, None)[0]
-    with _accumulate_lock:
-        for leaf, grad in leaves.values():
-            leaf.grad = grad if leaf.grad is None else _add(leaf.grad, grad, create_graph)
+    walked = _walk(outputs, grad_outputs, retain_graph, create_graph, None)
+    with _accumulate_lock, enable_grad() if create_graph else no_grad():
+        for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
+            before = tensor.grad
+            tensor.grad = walked.own(gradient) if before is None else before + gradient
 
 
 def grad(
@@ -295,29 +314,68 @@ def grad(
             )
     targets = [_edge(t) for t in ins]
     keep = create_graph if retain_graph is None else retain_graph
-    leaves, captured = _walk(outs, seeds, keep, create_graph, targets)
+    walked = _walk(outs, seeds, keep, create_graph, targets)
     results: list[Any] = []
-    for i, (target, index) in enumerate(targets):
-        if target.__class__ is Node:
-            found = captured.get((id(target), index))
-        else:
-            found = leaves[id(target)][1] if id(target) in leaves else None
-        if found is None and not allow_unused:
-            raise RuntimeError(
-                f"grad: the outputs do not depend on input {i}; pass allow_unused=True for None"
-            )
-        results.append(found)
+    with enable_grad() if create_graph else no_grad():
+        for i, (target, index) in enumerate(targets):
+            if target.__class__ is Node:
+                found = walked.captured.get((id(target), index))
+            else:
+                found = walked.leaves.get(id(target), (None, None))[1]
+            if found is None and not allow_unused:
+                raise RuntimeError(
+                    f"grad: the outputs do not depend on input {i}; pass allow_unused=True for None"
+                )
+            results.append(None if found is None else walked.own(found))
     return results
 
 
-def _add(a: Tensor, b: Tensor, create_graph: bool) -> Tensor:
-    if create_graph:
-        return a + b
-    with no_grad():
-        return a + b
+class _Walked:
+    """The gradients that a walk found, and whose memory is spoken for."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[int, tuple[Tensor, Tensor]] = {}  # by the leaf's id
+        self.captured: dict[tuple[int, int], Tensor] = {}  # at the outputs of target nodes
+        self.retained: list[tuple[Tensor, Tensor]] = []  # of tensors that retain_grad was called on
+        self._held: dict[int, np.ndarray] = {}  # memory that somebody else has, by its owner's id
+
+    def hold(self, array: np.ndarray) -> None:
+        """Notes that this memory may be known outside of the walk."""
+        owner = _owner(array)
+        self._held[id(owner)] = owner
+
+    def own(self, gradient: Tensor) -> Tensor:
+        """The gradient itself where it is all of some memory that nobody else has, else a copy."""
+        array = gradient._array
+        owner = _owner(array)
+        if (
+            array.flags.c_contiguous
+            and array.flags.writeable
+            and array.nbytes == owner.nbytes
+            and id(owner) not in self._held
+        ):
+            self._held[id(owner)] = owner
+            return gradient
+        return _tensor.ops.copy(gradient)
 
 
-def _seed(output: Tensor, grad_output: Tensor | None) -> Tensor:
+def _owner(array: np.ndarray) -> np.ndarray:
+    """The array that `array` is a view of, or itself."""
+    while array.base.__class__ is np.ndarray:
+        array = array.base
+    return array
+
+
+class Retain:
+    """The hook that `Tensor.retain_grad` leaves: `backward` fills the tensor's `.grad`, too."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = weakref.ref(tensor)  # the graph must not own its outputs
+
+    def __call__(self, gradient: Tensor) -> None: ...
+
+
+def _seed(output: Tensor, grad_output: Any) -> Tensor:
     if not output.requires_grad:
         raise RuntimeError(
             "backward: the output does not require a gradient; no input with requires_grad=True "
@@ -330,6 +388,8 @@ def _seed(output: Tensor, grad_output: Tensor | None) -> Tensor:
                 f"{output.shape}; reduce it (.sum(), .mean()) or pass the gradient"
             )
         return _tensor.Tensor._wrap(np.ones(output.shape, output.dtype))
+    if grad_output.__class__ is not _tensor.Tensor:
+        grad_output = _tensor.ops.tensor(grad_output, output.dtype)
     if grad_output.shape != output.shape or grad_output.dtype != output.dtype:
         raise ValueError(
             f"backward: the gradient given has shape {grad_output.shape} and dtype "
@@ -344,17 +404,17 @@ def _walk(
     retain_graph: bool,
     create_graph: bool,
     targets: Sequence[Edge] | None,
-) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[tuple[int, int], Tensor]]:
+) -> _Walked:
     """Visits nodes from the newest to the oldest, so that a node's gradient is complete when met.
 
-    Returns the gradients of leaves by id, and those captured at node outputs among the targets.
+    Without `targets` every leaf is one.
     """
-    leaves: dict[int, tuple[Tensor, Tensor]] = {}
-    captured: dict[tuple[int, int], Tensor] = {}
+    walked = _Walked()
+    leaves = walked.leaves
     pending: dict[int, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
     wanted = {(id(target), index) for target, index in targets} if targets is not None else set()
-    needed = _needed_nodes(outputs, wanted) if targets is not None else None
+    needed = _needed_nodes(outputs, targets, wanted) if targets is not None else None
 
     def send(edge: Edge, gradient: Tensor) -> None:
         target, index = edge
@@ -365,7 +425,7 @@ def _walk(
             return
         slots = pending.get(id(target))
         if slots is None:
-            slots = pending[id(target)] = [None] * target.n_outputs
+            slots = pending[id(target)] = [None] * len(target.outputs)
             heapq.heappush(heap, (-target.order, target))
         old = slots[index]
         slots[index] = gradient if old is None else old + gradient
@@ -375,20 +435,24 @@ def _walk(
     with mode:
         for output, given in zip(outputs, grad_outputs, strict=True):
             seed = _seed(output, given)
+            if given is not None:
+                walked.hold(seed._array)
             send(_edge(output), seed)
         while heap:
             node = heapq.heappop(heap)[1]
             slots = pending.pop(id(node))
-            _run_hooks(node, slots)
+            if node.hooks is not None:
+                _run_hooks(node, slots, walked, retain=targets is None)
             for index, slot in enumerate(slots):
                 if slot is not None and (id(node), index) in wanted:
-                    captured[(id(node), index)] = slot
+                    walked.captured[(id(node), index)] = slot
             if needed is not None and id(node) not in needed:
                 continue
             if node.edges is None:
                 raise RuntimeError(
                     f"{node.name}: this part of the graph was freed by an earlier backward; "
-                    "pass retain_graph=True to the first one to walk it twice"
+                    "pass retain_graph=True to the first one to walk it twice, or detach() what "
+                    "needs no gradient"
                 )
             visited.append(node)
             if needed is None:
@@ -397,32 +461,89 @@ def _walk(
                 gradients = _masked_backward(node, slots, needed, wanted)
             if gradients.__class__ is not tuple:
                 gradients = (gradients,)
+            if len(gradients) != len(node.edges):
+                raise RuntimeError(
+                    f"{node.name}.backward returned {len(gradients)} gradients for "
+                    f"{len(node.edges)} inputs"
+                )
             for edge, gradient in zip(node.edges, gradients, strict=True):
                 if edge is None or gradient is None:
                     continue
+                _check_gradient(node, edge, gradient)
                 if _mode.anomaly:
-                    _check_finite(f"{node.name}.backward", gradient, "gradient")
+                    sources = [*slots, *node.saved]
+                    _check_finite(f"{node.name}.backward", gradient, "gradient", sources)
+                if edge[0].__class__ is not Node:
+                    _hold_saved(node, gradient, walked)
                 send(edge, gradient)
             if not retain_graph:
                 node.release()
         for key, (leaf, gradient) in leaves.items():
             for hook in leaf._hooks or ():
-                changed = hook(gradient)
-                if changed is not None:
-                    gradient = changed
+                gradient = _run_hook(hook, gradient, walked)
             leaves[key] = (leaf, gradient)
-    return leaves, captured
+    return walked
 
 
-def _run_hooks(node: Node, slots: list[Tensor | None]) -> None:
-    if node.hooks is None:
-        return
+def _check_gradient(
+    node: Node, edge: Edge, gradient: Tensor, said: str = "backward returned"
+) -> None:
+    """A gradient has the shape and dtype of what it is the gradient of."""
+    target, index = edge
+    if gradient.__class__ is not _tensor.Tensor:
+        raise TypeError(
+            f"{node.name}: {said} a {type(gradient).__name__} as a gradient, not a tensor"
+        )
+    array = gradient._array
+    shape, dtype = target.outputs[index] if isinstance(target, Node) else _kind(target)
+    if array.shape != shape or array.dtype != dtype:
+        raise RuntimeError(
+            f"{node.name}: {said} a gradient of shape {array.shape} and dtype {array.dtype.name} "
+            f"for a tensor of shape {shape} and dtype {dtype.name}"
+        )
+
+
+def _kind(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype]:
+    return tensor._array.shape, tensor._array.dtype
+
+
+def _hold_saved(node: Node, gradient: Tensor, walked: _Walked) -> None:
+    """A backward may return what it saved, which others know."""
+    owner = _owner(gradient._array)
+    if any(entry is not None and _owner(entry[0]) is owner for entry in node._saved):
+        walked.hold(owner)
+
+
+def _run_hooks(node: Node, slots: list[Tensor | None], walked: _Walked, retain: bool) -> None:
+    assert node.hooks is not None
     for index, hooks in node.hooks.items():
         for hook in hooks:
             slot = slots[index]
-            if slot is not None:
-                changed = hook(slot)
-                slots[index] = slot if changed is None else changed
+            if slot is None:
+                continue
+            if hook.__class__ is Retain:
+                tensor = hook.tensor()  # type: ignore[attr-defined]
+                if retain and tensor is not None:
+                    walked.retained.append((tensor, slot))
+            else:
+                slots[index] = _run_hook(hook, slot, walked)
+
+
+def _run_hook(hook: Callable[[Tensor], Tensor | None], gradient: Tensor, walked: _Walked) -> Tensor:
+    """What the hook makes of the gradient; it may keep both, so neither is ours any more."""
+    changed = hook(gradient)
+    walked.hold(gradient._array)
+    if changed is None:
+        return gradient
+    if changed.__class__ is not _tensor.Tensor or _kind(changed) != _kind(gradient):
+        name = getattr(hook, "__qualname__", repr(hook))
+        got = f"{changed.shape} {changed.dtype.name}" if hasattr(changed, "shape") else changed
+        raise RuntimeError(
+            f"the hook {name} returned {got} for a gradient that is a tensor of shape "
+            f"{gradient.shape} and dtype {gradient.dtype.name}"
+        )
+    walked.hold(changed._array)
+    return changed
 
 
 def _masked_backward(
@@ -441,7 +562,9 @@ def _masked_backward(
         node.needs_input_grad = full
 
 
-def _needed_nodes(outputs: Sequence[Tensor], wanted: set[tuple[int, int]]) -> set[int]:
+def _needed_nodes(
+    outputs: Sequence[Tensor], targets: Sequence[Edge], wanted: set[tuple[int, int]]
+) -> set[int]:
     """The ids of the nodes through which a target is reached."""
     nodes: dict[int, Node] = {}
     stack = [o._node for o in outputs if o._node is not None]
@@ -453,7 +576,12 @@ def _needed_nodes(outputs: Sequence[Tensor], wanted: set[tuple[int, int]]) -> se
         for edge in node.edges or ():
             if edge is not None and edge[0].__class__ is Node:
                 stack.append(edge[0])  # type: ignore[arg-type]
-    needed: set[int] = set()
+    # What lies behind a freed node is not known any more. If a target may, walking raises: a
+    # gradient that misses a part would be wrong without a word.
+    oldest = min(
+        (target.order if isinstance(target, Node) else -1 for target, _ in targets), default=0
+    )
+    needed: set[int] = {id(n) for n in nodes.values() if n.edges is None and n.order > oldest}
     for node in sorted(nodes.values(), key=lambda n: n.order):
         for edge in node.edges or ():
             if edge is not None and (id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted):

@@ -116,7 +116,8 @@ class _ByNumpy:
 
 
 def launch_numpy(name: str, function: Kernel, *args: Any) -> None:
-    """Runs what an op by design leaves to NumPy, so that a profile shows it as `numpy:name`."""
+    """Runs what an op by design leaves to NumPy, so that a profile shows it as `numpy:name`
+    (its cost stands under that name, too)."""
     if _observer is None:
         function(*args)
     else:

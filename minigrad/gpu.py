@@ -418,7 +418,7 @@ def disassemble(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command: list[Any] = [tool("nvdisasm"), "-c", file.name]
+        command = [str(tool("nvdisasm")), "-c", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -426,7 +426,7 @@ def _examined(name: str, ptx: str, cubin: bytes, dynamic_shared: int | None) -> 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command: list[Any] = [tool("cuobjdump"), "-res-usage", file.name]
+        command = [str(tool("cuobjdump")), "-res-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     line = re.search(rf"Function {re.escape(name)}:\s*\n(.*)", said)
     if line is None:

@@ -29,7 +29,8 @@ class Optimizer:
     """Groups of parameters with their settings, moments, and a count of steps.
 
     `params` is tensors, or groups: dictionaries with "params" and settings that override the
-    defaults. Parameters without a gradient are left alone.
+    defaults. Parameters without a gradient are left alone; what depends on the step (bias
+    corrections) counts the steps that a parameter took part in, as PyTorch's does.
     """
 
     kernel = ""
@@ -50,6 +51,7 @@ class Optimizer:
                         f"{p.dtype.name} {p.shape}"
                     )
         self.steps = 0
+        self._own_steps: dict[int, int] = {}
         self._moments: dict[int, list[np.ndarray]] = {}
         self._hyper = np.zeros(12)
 
@@ -81,44 +83,63 @@ class Optimizer:
     def initial_moment(self) -> float:
         return 0.0
 
-    def settings(self, group: dict[str, Any], hyper: np.ndarray) -> None:
-        """Fills in what the kernel reads besides rate, decay and scale."""
+    def settings(
+        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+    ) -> None:
+        """Fills in what the kernel reads besides rate, decay and scale, for the t-th step of the
+        parameters in `used`."""
+
+    def _together(self, params: list[Tensor]) -> dict[int, list[Tensor]]:
+        """The parameters that have a gradient by the number of this step to them: mostly one list,
+        so mostly one launch."""
+        found: dict[int, list[Tensor]] = {}
+        for p in params:
+            if p.grad is not None:
+                t = self._own_steps[id(p)] = self._own_steps.get(id(p), 0) + 1
+                found.setdefault(t, []).append(p)
+        return found
 
     def step(self, grad_scale: float = 1.0) -> None:
         """One update from the gradients, each multiplied by `grad_scale` (clipping) on the way."""
         self.steps += 1
         for group in self.groups:
-            used = [p for p in group["params"] if p.grad is not None]
-            if not used:
-                continue
-            hyper = self._hyper
-            hyper[:] = 0
-            hyper[CORRECT1] = hyper[CORRECT2] = 1
-            hyper[RATE], hyper[SCALE] = group["lr"], grad_scale
-            hyper[DECAY] = group["weight_decay"]
-            self.settings(group, hyper)
-            moments = [self.moments(p) for p in used]
-            launch(
-                self.kernel,
-                [p._array for p in used],
-                [_contiguous(p.grad) for p in used],
-                *[[m[slot] for m in moments] for slot in range(self.slots)],
-                *[[] for _ in range(_LISTS[self.kernel] - self.slots)],
-                hyper,
-            )
-            for p in used:
-                p.storage.version += 1
+            for t, used in self._together(group["params"]).items():
+                self._launch(group, used, t, grad_scale)
+
+    def _launch(self, group: dict[str, Any], used: list[Tensor], t: int, grad_scale: float) -> None:
+        hyper = self._hyper
+        hyper[:] = 0
+        hyper[CORRECT1] = hyper[CORRECT2] = 1
+        hyper[RATE], hyper[SCALE] = group["lr"], grad_scale
+        hyper[DECAY] = group["weight_decay"]
+        self.settings(group, hyper, used, t)
+        moments = [self.moments(p) for p in used]
+        launch(
+            self.kernel,
+            [p._array for p in used],
+            [_contiguous(p.grad) for p in used],
+            *[[m[slot] for m in moments] for slot in range(self.slots)],
+            *[[] for _ in range(_LISTS[self.kernel] - self.slots)],
+            hyper,
+        )
+        for p in used:
+            p.storage.version += 1
 
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
-        """`steps`, the groups' settings, and moments by "position.slot"."""
+        """`steps`, those of each parameter, the groups' settings, and moments by
+        "position.slot"."""
         arrays = {}
         for i, p in enumerate(self.params):
             for slot, m in enumerate(self._moments.get(id(p), ())):
                 arrays[f"{i}.{slot}"] = m.copy()
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self.groups]
-        return {"steps": self.steps, "groups": settings, "moments": arrays} | self._extra_state()
+        counts = {
+            "steps": self.steps,
+            "parameter_steps": [self._own_steps.get(id(p), 0) for p in self.params],
+        }
+        return counts | {"groups": settings, "moments": arrays} | self._extra_state()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave, for the same parameters in the same order."""
@@ -131,6 +152,8 @@ class Optimizer:
             i, slot = (int(part) for part in key.split("."))
             if i >= len(params) or array.shape != params[i].shape or slot >= self.slots:
                 raise ValueError(f"optimizer state: moment {key} does not fit the parameters")
+        if len(state.get("parameter_steps", params)) != len(params):
+            raise ValueError(f"optimizer state: it does not fit the parameters, {len(params)} here")
         for group, saved in zip(self.groups, state["groups"], strict=True):
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
         self._moments.clear()
@@ -138,6 +161,8 @@ class Optimizer:
             i, slot = (int(part) for part in key.split("."))
             self.moments(params[i])[slot][...] = array
         self.steps = int(state["steps"])
+        own = state.get("parameter_steps", [self.steps] * len(params))
+        self._own_steps = {id(p): int(t) for p, t in zip(params, own, strict=True)}
         self._load_extra_state(state)
 
     def _extra_state(self) -> dict[str, Any]:
@@ -172,10 +197,12 @@ class SGD(Optimizer):
         self.momentum, self.nesterov, self.dampening = momentum, nesterov, dampening
         super().__init__(params, lr=lr, weight_decay=weight_decay)
 
-    def settings(self, group: dict[str, Any], hyper: np.ndarray) -> None:
+    def settings(
+        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+    ) -> None:
         # PyTorch starts the momentum at the first gradient: no dampening in step one.
         hyper[BETA1], hyper[NESTEROV] = self.momentum, float(self.nesterov)
-        hyper[DAMPENING] = 0.0 if self.steps == 1 else self.dampening
+        hyper[DAMPENING] = 0.0 if t == 1 else self.dampening
 
 
 class Adam(Optimizer):
@@ -197,12 +224,14 @@ class Adam(Optimizer):
         self.bias_correction = bias_correction
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def settings(self, group: dict[str, Any], hyper: np.ndarray) -> None:
+    def settings(
+        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+    ) -> None:
         beta1, beta2 = group["betas"]
         hyper[BETA1], hyper[BETA2], hyper[EPS] = beta1, beta2, group["eps"]
         hyper[APART] = float(self.apart)
         if self.bias_correction:
-            hyper[CORRECT1], hyper[CORRECT2] = 1 - beta1**self.steps, 1 - beta2**self.steps
+            hyper[CORRECT1], hyper[CORRECT2] = 1 - beta1**t, 1 - beta2**t
 
 
 class AdamW(Adam):
@@ -236,26 +265,26 @@ class Nadam(Adam):
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
         self.momentum_decay = momentum_decay
-        self._product = 1.0  # of the momenta so far
+        self._products: dict[int, float] = {}  # of a parameter's momenta so far
 
-    def step(self, grad_scale: float = 1.0) -> None:
-        beta1 = self.groups[0]["betas"][0]
-        decay = self.momentum_decay
-        self._now = beta1 * (1 - 0.5 * 0.96 ** ((self.steps + 1) * decay))
-        self._next = beta1 * (1 - 0.5 * 0.96 ** ((self.steps + 2) * decay))
-        self._product *= self._now
-        super().step(grad_scale)
-
-    def settings(self, group: dict[str, Any], hyper: np.ndarray) -> None:
-        super().settings(group, hyper)
-        hyper[OWN] = group["lr"] * (1 - self._now) / (1 - self._product)
-        hyper[CORRECT1] = (1 - self._product * self._next) / self._next
+    def settings(
+        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+    ) -> None:
+        super().settings(group, hyper, used, t)
+        beta1, decay = group["betas"][0], self.momentum_decay
+        now, following = (beta1 * (1 - 0.5 * 0.96 ** (i * decay)) for i in (t, t + 1))
+        product = self._products.get(id(used[0]), 1.0) * now  # all of `used` took the same steps
+        for p in used:
+            self._products[id(p)] = product
+        hyper[OWN] = group["lr"] * (1 - now) / (1 - product)
+        hyper[CORRECT1] = (1 - product * following) / following
 
     def _extra_state(self) -> dict[str, Any]:
-        return {"momentum_product": self._product}
+        return {"momentum_products": [self._products.get(id(p), 1.0) for p in self.params]}
 
     def _load_extra_state(self, state: dict[str, Any]) -> None:
-        self._product = float(state["momentum_product"])
+        saved = zip(self.params, state["momentum_products"], strict=True)
+        self._products = {id(p): float(product) for p, product in saved}
 
 
 class RMSprop(Optimizer):
@@ -276,7 +305,9 @@ class RMSprop(Optimizer):
         self.alpha, self.momentum = alpha, momentum
         super().__init__(params, lr=lr, eps=eps, weight_decay=weight_decay)
 
-    def settings(self, group: dict[str, Any], hyper: np.ndarray) -> None:
+    def settings(
+        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+    ) -> None:
         hyper[BETA1], hyper[BETA2], hyper[EPS] = self.momentum, self.alpha, group["eps"]
 
 
@@ -300,7 +331,9 @@ class Adagrad(Optimizer):
     def initial_moment(self) -> float:
         return self.initial_accumulator
 
-    def settings(self, group: dict[str, Any], hyper: np.ndarray) -> None:
+    def settings(
+        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+    ) -> None:
         hyper[EPS] = group["eps"]
 
 

@@ -69,7 +69,7 @@ class Profile:
 
     @staticmethod
     def _cost(name: str, args: tuple[Any, ...]) -> Cost:
-        function = dispatch.lookup("COST", name.removeprefix("numpy:"))
+        function = dispatch.lookup("COST", name)
         return Cost(0, 0) if function is None else function(*args)
 
     def table(self) -> str:

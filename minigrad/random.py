@@ -8,7 +8,11 @@ stream a draw.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
+
+_lock = threading.Lock()  # one for all generators, so that they can be copied
 
 
 class Generator:
@@ -22,9 +26,10 @@ class Generator:
 
     def next_cell(self) -> np.ndarray:
         """[seed, stream] as uint64, read by kernels through a pointer; advances the stream."""
-        cell = np.array([self.seed, self.stream], dtype=np.uint64)
-        self.stream += 1
-        return cell
+        with _lock:
+            seed, stream = self.seed, self.stream
+            self.stream += 1
+        return np.array([seed, stream], dtype=np.uint64)
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "stream": self.stream}

@@ -5,7 +5,6 @@ Methods and operators only name the functions of `minigrad/ops`, which carry the
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -212,44 +211,46 @@ class Tensor:
         return lambda: hooks.remove(hook)
 
     def retain_grad(self) -> None:
-        """Fills `.grad` of a tensor that is not a leaf, too."""
+        """Has `backward` fill `.grad` of a tensor that is not a leaf, too."""
         if self._node is not None:
-            held = weakref.ref(self)  # the graph must not own its outputs
-
-            def store(gradient: Tensor) -> None:
-                tensor = held()
-                if tensor is not None:
-                    tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
-
-            self.register_hook(store)
+            self.register_hook(autograd.Retain(self))
 
     # ---- changes in place ----
 
-    def _writable(self, op: str) -> np.ndarray:
+    def _write(
+        self, op: str, value: Tensor, write: Callable[[np.ndarray, np.ndarray], Any]
+    ) -> Tensor:
+        """write(memory, array of `value`), where both are fit for it. Returns self."""
         if autograd.is_grad_enabled() and self.requires_grad:
             raise RuntimeError(
                 f"{op}: changing a tensor that requires a gradient in place; do it under "
                 "mg.no_grad(), or make a new tensor"
             )
+        if autograd.is_grad_enabled() and value.requires_grad:
+            raise RuntimeError(
+                f"{op}: the value requires a gradient, and a change in place leaves no graph; make "
+                "a new tensor (y = y + x, mg.where, mg.concat, mg.scatter_add), or assign under "
+                "mg.no_grad() or from x.detach()"
+            )
         if not self._array.flags.writeable:
             raise RuntimeError(
                 f"{op}: this tensor's memory is read-only or broadcast; copy it first"
             )
+        source = value._array
+        if np.may_share_memory(source, self._array):
+            source = ops.copied(source)  # kernels write in any order
+        write(self._array, source)
         self.storage.version += 1
-        return self._array
+        return self
 
     def _assign(self, op: str, value: Tensor) -> Tensor:
         if value.shape != self.shape:
             raise ValueError(f"{op}: result of shape {value.shape} does not fit {self.shape}")
-        ops.copy_into(self._writable(op), value._array)
-        return self
+        return self._write(op, value, ops.copy_into)
 
     def copy_(self, source: TensorLike) -> Tensor:
         """Overwrites the values with those of `source` (broadcast, cast). Returns self."""
-        value = ops.as_tensor(source)
-        np.broadcast_shapes(value.shape, self.shape)
-        ops.copy_into(self._writable("copy_"), value._array)
-        return self
+        return self._write("copy_", ops.as_tensor(source), ops.copy_fitting)
 
     def __setitem__(self, index: Any, value: TensorLike) -> None:
         ops.set_item(self, index, value)

@@ -88,8 +88,9 @@ MASKS: dict[str, tuple[int, list[int], Callable[[], dict[str, Any]]]] = {
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def test_nan_behind_a_mask_reaches_neither_output_nor_gradients(
-    name: str, dtype: str, poison: float, level: str
+    impl: str, name: str, dtype: str, poison: float, level: str
 ) -> None:
     n_queries, hidden, options = MASKS[name]
     given = [normal(1, 2, n, 8, seed=n) for n in (n_queries, 130, 130)]
@@ -98,7 +99,7 @@ def test_nan_behind_a_mask_reaches_neither_output_nor_gradients(
         arrays = [a.copy() for a in given]
         arrays[1][:, :, hidden], arrays[2][:, :, hidden] = value, value
         leaves = [mg.tensor(a, dtype, requires_grad=True) for a in arrays]
-        out = mg.attention(*leaves, **options(), **extra)
+        out = mg.attention(*leaves, **options(), **extra, impl=impl)
         out.backward(mg.ones(out.shape, dtype))
         return [t.to("float64").numpy() for t in (out, *(leaf.grad for leaf in leaves))]
 
@@ -111,12 +112,13 @@ def test_nan_behind_a_mask_reaches_neither_output_nor_gradients(
             np.testing.assert_allclose(a, b, rtol=0, atol=4 * TOLERANCE[dtype])
 
 
-def test_causal_future_nan_stays_in_the_future(level: str) -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_causal_future_nan_stays_in_the_future(impl: str, level: str) -> None:
     q, k, v = (normal(1, 1, 100, 16, seed=s) for s in range(3))
     want = attention(*(x[:, :, :90].astype(np.float64) for x in (q, k, v)), causal=True)
     k[:, :, 90:], v[:, :, 90:] = np.nan, np.inf
     leaves = [mg.tensor(x, requires_grad=True) for x in (q, k, v)]
-    out = mg.attention(*leaves, causal=True)
+    out = mg.attention(*leaves, causal=True, impl=impl)
     np.testing.assert_allclose(out.numpy()[:, :, :90], want, atol=2e-6)
     assert np.isnan(out.numpy()[:, :, 90:]).all()
     out[:, :, :90].sum().backward()
@@ -125,17 +127,120 @@ def test_causal_future_nan_stays_in_the_future(level: str) -> None:
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_in_a_visible_key_is_not_lost(dtype: str, poison: float, level: str) -> None:
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_nan_in_a_visible_key_is_not_lost(impl: str, dtype: str, poison: float, level: str) -> None:
     q, k, v = (np.abs(normal(1, 1, 70, 8, seed=s)) for s in range(3))
     k[0, 0, 5] = poison
     mask = np.ones((70, 70), bool)
     mask[3, 5] = False
     leaves = [mg.tensor(x, dtype, requires_grad=True) for x in (q, k, v)]
-    out = mg.attention(*leaves, mask=mg.tensor(mask))
+    out = mg.attention(*leaves, mask=mg.tensor(mask), impl=impl)
     lost = np.isfinite(out.numpy().astype(np.float32)).all(-1)[0, 0]
     assert lost.tolist() == (np.arange(70) == 3).tolist()
     out.sum().backward()
     assert np.isnan(leaves[0].grad.numpy().astype(np.float32)[0, 0, 4]).all()
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_nan_in_a_query_that_sees_nothing_reaches_no_gradient(impl: str, level: str) -> None:
+    q, k, v = (normal(1, 1, 6, 8, seed=s) for s in range(3))
+    mask = np.ones((6, 6), bool)
+    mask[2] = False
+    q[0, 0, 2] = np.nan
+    leaves = [mg.tensor(x, requires_grad=True) for x in (q, k, v)]
+    out = mg.attention(*leaves, mask=mg.tensor(mask), impl=impl)
+    out.sum().backward()
+    assert (out.numpy()[0, 0, 2] == 0).all()
+    for leaf in leaves:
+        assert np.isfinite(leaf.grad.numpy()).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_a_window_beyond_all_keys_hides_none(impl: str, causal: bool, level: str) -> None:
+    q, k, v = (mg.tensor(normal(1, 1, n, 8), requires_grad=True) for n in (40, 70, 70))
+    plain = mg.attention(q, k, v, causal=causal, impl=impl)
+    (wanted,) = mg.grad(plain.sum(), k)
+    for window in (110, 2**31, 2**63 - 1, 2**70):
+        out = mg.attention(q, k, v, causal=causal, impl=impl, window=window)
+        np.testing.assert_array_equal(out.numpy(), plain.numpy())
+        np.testing.assert_array_equal(mg.grad(out.sum(), k)[0].numpy(), wanted.numpy())
+
+
+# ---- gradients where a formula divides by zero ----
+
+
+@pytest.mark.parametrize("values", [[0.0, 3.0, 2.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 5.0]])
+def test_second_derivatives_of_a_product_with_zeros(values: list[float]) -> None:
+    n = len(values)
+    x = mg.tensor(values, requires_grad=True)
+    hooked = []
+    x.register_hook(hooked.append)
+    (first,) = mg.grad(mg.prod(x), x, create_graph=True)
+
+    def without(*gone: int) -> float:
+        return float(np.prod([v for i, v in enumerate(values) if i not in gone]))
+
+    assert first.tolist() == [without(i) for i in range(n)]
+    assert len(hooked) == 1
+    for i in range(n):
+        (second,) = mg.grad(first[i], x, retain_graph=True)
+        assert second.tolist() == [0.0 if i == j else without(i, j) for j in range(n)]
+
+
+def test_second_derivatives_of_products_over_axes_with_zeros() -> None:
+    values = normal(2, 3, 5)
+    values[0, 1, 2] = values[1, :, 3] = values[1, 0, 0] = 0
+    x = mg.tensor(values.astype(np.float64), requires_grad=True)
+    weight = mg.tensor(normal(2, 3, 5, seed=1).astype(np.float64))
+
+    def gradient(x: mg.Tensor) -> mg.Tensor:
+        return mg.grad((mg.prod(x, (0, 2)) * mg.tensor([1.0, 2.0, 3.0], "float64")).sum(), x,
+                       create_graph=True)[0]  # fmt: skip
+
+    (got,) = mg.grad((gradient(x) * weight).sum(), x)
+    eps = (
+        1e-4  # the product of each element with the others is linear: central differences are exact
+    )
+    shifted = [
+        gradient(mg.tensor(x.numpy() + sign * eps * weight.numpy(), requires_grad=True)).numpy()
+        for sign in (1, -1)
+    ]
+    np.testing.assert_allclose(got.numpy(), (shifted[0] - shifted[1]) / (2 * eps), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_standard_deviation_of_equal_elements(dtype: str, level: str) -> None:
+    x = mg.tensor([[2.0] * 4, [1.0, 2.0, 3.0, 4.0]], dtype, requires_grad=True)
+    for correction in (0, 1):
+        out = mg.std(x, 1, correction)
+        (got,) = mg.grad(out.sum(), x)
+        wide = np.array([1.0, 2.0, 3.0, 4.0])
+        deviation = wide.std(ddof=correction)
+        assert got.tolist()[0] == [0, 0, 0, 0]
+        np.testing.assert_allclose(
+            got.to("float64").numpy()[1],
+            (wide - 2.5) / (4 - correction) / deviation,
+            rtol=4 * TOLERANCE[dtype],
+        )
+        np.testing.assert_allclose(
+            out.to("float64").numpy(), [0, deviation], rtol=4 * TOLERANCE[dtype]
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_with_a_graph_keeps_the_dtype(dtype: str) -> None:
+    x = mg.tensor(normal(4, 7), dtype, requires_grad=True)
+    targets = mg.tensor([0, 6, -100, 3])
+    loss = mg.cross_entropy(x, targets, label_smoothing=0.1)
+    (plain,) = mg.grad(loss, x, retain_graph=True)
+    (graph,) = mg.grad(loss, x, create_graph=True)
+    assert graph.dtype == plain.dtype == x.dtype
+    np.testing.assert_allclose(
+        graph.to("float64").numpy(), plain.to("float64").numpy(), atol=TOLERANCE[dtype]
+    )
+    (second,) = mg.grad((graph * graph).sum(), x)
+    assert second.dtype == x.dtype
 
 
 # ---- softmax at infinity ----
@@ -407,7 +512,8 @@ def test_refused_before_any_kernel_runs(name: str) -> None:
 
     with observe(watch), pytest.raises(kind, match=message):
         call()
-    assert set(ran) <= {"fill", "copy"}  # what made the arguments
+    # What made the arguments; and NumPy looks up what an index stands for, and says if nothing.
+    assert set(ran) <= {"fill", "copy", "numpy:positions"}
 
 
 def test_promotion() -> None:

@@ -59,6 +59,81 @@ def test_saved_tensor_changed_in_place() -> None:
         z.backward()
 
 
+INTEGERS_THAT_BACKWARD_READS = [
+    lambda x, i: mg.embedding(x, i),
+    lambda x, i: mg.embedding(x, mg.stack([i, i])[0]),
+    lambda x, i: mg.cross_entropy(x[:2], i),
+]
+
+
+@pytest.mark.parametrize("case", range(len(INTEGERS_THAT_BACKWARD_READS)))
+def test_saved_integers_changed_in_place(case: int) -> None:
+    x, i = leaf(3, 3), mg.tensor([0, 1])
+    y = INTEGERS_THAT_BACKWARD_READS[case](x, i.reshape(1, 2)[0])
+    i[0] = 2
+    if case == 1:  # read from a copy
+        y.sum().backward()
+        assert x.grad.tolist() == [[1] * 3, [1] * 3, [0] * 3]
+        return
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.sum().backward()
+
+
+INDICES_THAT_ARE_READ_AT_ONCE = [
+    lambda x, i: x[i],
+    lambda x, i: x[i[0] :],
+    lambda x, i: x[i[0]],
+    lambda x, i: mg.take_along_axis(x, mg.expand_dims(i, 1), 0),
+    lambda x, i: mg.scatter_add(x[:, :1] * 0, mg.expand_dims(i, 1), x[:2, :1], 0),
+]
+
+
+@pytest.mark.parametrize("case", range(len(INDICES_THAT_ARE_READ_AT_ONCE)))
+def test_an_index_may_change_after_it_was_used(case: int) -> None:
+    gradients = []
+    for change in (False, True):
+        x, i = leaf(3, 3), mg.tensor([0, 1])
+        y = INDICES_THAT_ARE_READ_AT_ONCE[case](x, i)
+        if change:
+            i[0] = 2
+        (y * y).sum().backward()
+        gradients.append(x.grad.numpy())
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_profile_shows_what_numpy_does() -> None:
+    x, a = mg.randn((4, 5)), mg.ones((4, 4), "float64")
+    with mg.profile() as p:
+        a @ a
+        mg.linear(a, a, a[0])
+        mg.topk(x, 2)
+        x[np.array([0, 1])] = x[np.array([2, 3])]
+    shown = {name: row.calls for name, row in p.rows.items() if name.startswith("numpy:")}
+    assert shown == {
+        "numpy:matmul": 2,
+        "numpy:argsort": 1,
+        "numpy:positions": 2,
+        "numpy:take": 2,
+        "numpy:set_item": 1,
+    }
+    assert p.rows["numpy:matmul"].operations == 2 * 2 * 4**3
+    assert p.rows["numpy:argsort"].bytes == 20 * (4 + 8)
+    assert "numpy:matmul" in p.table()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "uint8", "bool"])
+def test_descending_order_is_stable_with_nan_last(dtype: str) -> None:
+    if dtype in ("float32", "bfloat16"):
+        x = mg.tensor([1.0, float("nan"), 3.0, -0.0, 3.0, 0.0, float("-inf")], dtype)
+        assert mg.argsort(x, descending=True).tolist() == [2, 4, 0, 3, 5, 6, 1]
+        assert mg.topk(x, 3)[1].tolist() == [2, 4, 0]
+    else:
+        x = mg.tensor([0, 1, 0, 1], dtype)
+        assert mg.argsort(x, descending=True).tolist() == [1, 3, 0, 2]
+    least = mg.tensor([0, -(2**63), 5])
+    assert mg.sort(least, descending=True).tolist() == [5, 0, -(2**63)]
+
+
 def test_view_shares_its_version() -> None:
     x = mg.ones((4,))
     x[1:][0] = 5.0
@@ -96,13 +171,119 @@ def test_hooks_and_retained_gradients() -> None:
     assert x.grad.tolist() == [4, 4]
 
 
+def shares_nothing(*tensors: mg.Tensor) -> bool:
+    arrays = [t._array for t in tensors]
+    return all(a.flags.c_contiguous and a.flags.writeable for a in arrays) and not any(
+        np.may_share_memory(a, b) for i, a in enumerate(arrays) for b in arrays[:i]
+    )
+
+
+class Kept(mg.Function):
+    """y = x · 3, whose backward returns what forward saved."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_inputs(1)
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.saved[0], None
+
+
+def gradients_of_a_sum(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x + w
+    (y * y).sum().backward()
+    return [x.grad, w.grad]
+
+
+def gradients_through_views(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x.reshape(3, 2) + w.reshape(3, 2)
+    (y * y).sum().backward()
+    return [x.grad, w.grad]
+
+
+def gradients_that_are_parts(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = mg.concat([x, w])
+    (y * y).sum().backward()
+    return [x.grad, w.grad]
+
+
+def gradients_and_their_seed(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    seed = mg.ones((2, 3))
+    (x + w).backward(seed)
+    return [x.grad, w.grad, seed]
+
+
+def gradients_that_are_broadcast(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    (x.sum() + w.permute(1, 0).sum()).backward()
+    return [x.grad, w.grad]
+
+
+def gradients_retained(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x + 0
+    y.retain_grad()
+    z = y + w
+    z.retain_grad()
+    (z * z).sum().backward()
+    return [x.grad, w.grad, y.grad, z.grad]
+
+
+def gradients_that_a_hook_keeps(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    kept = []
+    x.register_hook(kept.append)
+    y = x + w
+    y.register_hook(kept.append)
+    (y * y).sum().backward()
+    return [x.grad, w.grad, kept[0]]
+
+
+def gradients_that_were_saved(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    factor = mg.full((2, 3), 3.0)
+    Kept.apply(x, factor).sum().backward()
+    return [x.grad, factor]
+
+
+def gradients_asked_for(x: mg.Tensor, w: mg.Tensor) -> list[mg.Tensor]:
+    y = x + w
+    return mg.grad((y * y).sum(), [x, w, y])
+
+
+ALIASED = [value for name, value in list(globals().items()) if name.startswith("gradients_")]
+
+
+@pytest.mark.parametrize("make", ALIASED, ids=lambda make: make.__name__)
+def test_gradients_own_their_memory(make) -> None:
+    assert shares_nothing(*make(leaf(2, 3), leaf(2, 3)))
+
+
+def test_gradients_of_a_graph_own_their_memory_and_can_be_differentiated() -> None:
+    x, w = leaf(3), leaf(3)
+    y = x + w
+    (y * y * y).sum().backward(create_graph=True)
+    assert shares_nothing(x.grad, w.grad)
+    (second,) = mg.grad(w.grad.sum(), x)
+    assert second.tolist() == [12, 24, 36]
+
+
+def test_a_fresh_gradient_is_not_copied() -> None:
+    x, w, b = mg.randn((4, 3)), mg.randn((2, 3)).requires_grad_(), mg.zeros((2,)).requires_grad_()
+    with mg.profile() as p:
+        mg.linear(x, w, b).backward(mg.ones((4, 2)))
+    assert "copy" not in p.rows
+    assert shares_nothing(w.grad, b.grad)
+
+
 def test_grad_touches_no_fields_and_walks_only_what_is_needed() -> None:
     x, w = leaf(2), leaf(2)
     y = x * w
     (gy,) = mg.grad((y * y).sum(), y)
     assert gy.tolist() == [2, 8]
+    y.retain_grad()
+    mg.grad((y * y).sum(), x)
     assert x.grad is None
     assert w.grad is None
+    assert y.grad is None
     with pytest.raises(RuntimeError, match="do not depend on input 0"):
         mg.grad((x * 2).sum(), w)
     assert mg.grad((x * 2).sum(), w, allow_unused=True) == [None]
@@ -118,11 +299,120 @@ def test_third_derivative() -> None:
 
 def test_anomaly_names_the_op_that_first_went_nan() -> None:
     x = mg.tensor([-1.0], requires_grad=True)
-    with mg.detect_anomaly(), pytest.raises(FloatingPointError, match="output of Unary"):
+    with (
+        mg.detect_anomaly(),
+        pytest.raises(
+            FloatingPointError, match=r"output of log .*nothing that log was given had any"
+        ),
+    ):
         mg.exp(mg.log(x))
     y = mg.tensor([0.0], requires_grad=True)
     with mg.detect_anomaly(), pytest.raises(FloatingPointError, match=r"backward"):
         (mg.sqrt(y) * 0.0).sum().backward()
+
+
+def test_anomaly_that_came_in_with_an_input() -> None:
+    x = mg.tensor([1.0, float("nan")], requires_grad=True)
+    with mg.detect_anomaly():
+        with pytest.raises(FloatingPointError, match=r"output of exp .*it came in with what exp"):
+            mg.exp(x)
+        with pytest.raises(FloatingPointError, match=r"output of max .*it came in"):
+            mg.max(x)
+    y = mg.exp(x)
+    with mg.detect_anomaly(), pytest.raises(FloatingPointError, match=r"exp.backward .*came in"):
+        y.backward(mg.ones((2,)))
+
+
+def test_a_tensor_says_which_op_made_it() -> None:
+    x = leaf(2)
+    for op in (mg.log, mg.exp):
+        assert repr(op(x)).endswith(f"made by {op.__name__})")
+    for op in (mg.max, mg.min):
+        assert repr(op(x, 0, keepdims=True)).endswith(f"made by {op.__name__})")
+    assert repr(mg.maximum(x, 0.0)).endswith("made by maximum)")
+
+
+class Wrong(mg.Function):
+    """The identity, with whatever backward it is told."""
+
+    @staticmethod
+    def forward(ctx, x, result):
+        ctx.result = result
+        return x.copy()
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.result
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "message"),
+    [
+        (lambda: mg.ones((3,)), RuntimeError, r"shape \(3,\) .* of shape \(2,\)"),
+        (lambda: mg.ones((2,), "float64"), RuntimeError, "dtype float64 for .* dtype float32"),
+        (lambda: np.ones(2, np.float32), TypeError, "a ndarray as a gradient"),
+        (lambda: (mg.ones((2,)), None), RuntimeError, "2 gradients for 1 inputs"),
+    ],
+)
+@pytest.mark.parametrize("before", [lambda x: x, lambda x: x * 2])
+def test_a_wrong_gradient_names_the_function(before, result, kind, message) -> None:
+    x = leaf(2)
+    y = Wrong.apply(before(x), result=result())
+    with pytest.raises(kind, match=f"Wrong.*{message}"):
+        y.sum().backward()
+    assert x.grad is None
+
+
+def test_a_hook_that_returns_a_wrong_gradient_is_named() -> None:
+    def widen(g: mg.Tensor) -> mg.Tensor:
+        return mg.ones((3,))
+
+    for hooked in (lambda x: x, lambda x: x * 2):
+        x = leaf(2)
+        y = hooked(x)
+        y.register_hook(widen)
+        with pytest.raises(RuntimeError, match=r"hook .*widen returned \(3,\) .*\(2,\)"):
+            (y * y).sum().backward()
+        assert x.grad is None
+
+
+def test_grad_of_a_freed_graph_says_so() -> None:
+    x = leaf(2)
+    y = x * x
+    z = y.sum()
+    z.backward()
+    with pytest.raises(RuntimeError, match="freed"):
+        mg.grad(z, x)
+    with pytest.raises(RuntimeError, match="freed"):  # only a part of it
+        mg.grad((y * x).sum(), x)
+    assert mg.grad((y * 3).sum(), y)[0].tolist() == [3, 3]
+    (got,) = mg.grad((y.detach() * x).sum(), x)
+    assert got.tolist() == [1, 4]
+
+
+def test_backward_takes_what_is_like_a_tensor() -> None:
+    x = leaf(2)
+    (x * 2).backward([1, 10])
+    assert x.grad.tolist() == [2, 20]
+
+
+def test_threads_draw_different_streams() -> None:
+    generator, drawn = mg.Generator(1), []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def draw() -> None:
+        drawn.extend([int(generator.next_cell()[1]) for _ in range(3000)])
+
+    try:
+        threads = [threading.Thread(target=draw) for _ in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(drawn) == list(range(12_000))
 
 
 def test_exception_inside_backward_leaves_no_partial_gradient() -> None:
@@ -228,10 +518,19 @@ BAD_INPUT = [
         IndexError,
         "index 5 is out of range",
     ),
+    (
+        lambda: mg.scatter_add(mg.ones((3, 3)), np.array([[0], [1]]), mg.ones((2, 1)), 0),
+        ValueError,
+        r"indices \(2, 1\) and x \(3, 3\) differ outside axis 0",
+    ),
     (lambda: mg.ones((3,))[4], IndexError, "out of bounds"),
     (lambda: mg.max(mg.ones((0, 3)), 0), ValueError, "max: nothing to take"),
     (lambda: mg.ones((2, 3)).reshape(4), ValueError, "reshape: 6 elements"),
     (lambda: mg.sum(mg.ones((2,)), 1), IndexError, "axis 1 is out of range"),
+    (lambda: mg.sort(mg.ones((2,)), 1), IndexError, "sort: axis 1 is out of range for 1"),
+    (lambda: mg.sort(mg.tensor(1.0)), IndexError, "sort: axis -1 is out of range for 0"),
+    (lambda: mg.topk(mg.ones((2,)), 1, 1), IndexError, "topk: axis 1 is out of range for 1"),
+    (lambda: mg.argsort(mg.ones((2,)), 3), IndexError, "argsort: axis 3 is out of range"),
     (lambda: mg.zeros((2**40, 2**30)), MemoryError, "more than can exist"),
     (
         lambda: mg.zeros((2**44,)),

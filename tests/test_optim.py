@@ -234,6 +234,42 @@ def test_a_scale_is_a_scale_of_the_gradients(case: Case) -> None:
     close([p.numpy() for p in optimizer.params], by_formula(case, "float64", 0.3), "float64")
 
 
+def uneven(optimizer: optim.Optimizer, steps: range) -> None:
+    """Steps in which parameter i has no gradient before step i, nor in every third."""
+    for t in steps:
+        for i, (p, g) in enumerate(zip(optimizer.params, gradients(t, "float64"), strict=True)):
+            p.grad = mg.tensor(g) if took_part(i, t) else None
+        optimizer.step()
+
+
+def took_part(i: int, t: int) -> bool:
+    return t > i and (t + i) % 3 != 0
+
+
+@STEPPED
+def test_a_parameter_counts_its_own_steps(case: Case) -> None:
+    optimizer = case.ours(leaves(start("float64")))
+    uneven(optimizer, range(1, 4))
+    resumed = case.ours(leaves([p.numpy() for p in optimizer.params]))
+    resumed.load_state_dict(optimizer.state_dict())
+    uneven(resumed, range(4, N_STEPS + 1))
+    expected = [a.astype(np.float64) for a in start("float64")]
+    for i, array in enumerate(expected):
+        state: State = {}
+        taken = [t for t in range(1, N_STEPS + 1) if took_part(i, t)]
+        for own, t in enumerate(taken, start=1):
+            g = gradients(t, "float64")[i]
+            expected[i] = array = case.formula(array, g, state, own, **case.options)
+    close([p.numpy() for p in resumed.params], expected, "float64")
+
+
+def test_parameters_in_step_share_one_launch() -> None:
+    optimizer = optim.AdamW(leaves(start("float32")))
+    with mg.profile() as p:
+        run(optimizer, "float32", range(1, N_STEPS + 1))
+    assert p.rows["adam"].calls == N_STEPS
+
+
 @STEPPED
 def test_state_goes_on_bit_for_bit(case: Case) -> None:
     """Through an optimizer that had been somewhere else before."""
@@ -275,10 +311,9 @@ def test_state_that_does_not_fit_is_refused_and_loads_nothing() -> None:
         before | {"moments": {"9.0": np.zeros(1)}},
         before | {"moments": {"0.2": np.zeros((3, 5))}},
         before | {"groups": []},
+        before | {"parameter_steps": [1]},
     ):
-        with pytest.raises(
-            ValueError, match=r"does not fit the parameters|has 0 groups, expected 1"
-        ):
+        with pytest.raises(ValueError, match=r"not fit the parameters|has 0 groups, expected 1"):
             optimizer.load_state_dict(wrong)
     after = optimizer.state_dict()
     assert after["steps"] == 2

@@ -4,6 +4,9 @@
 import sys
 
 from minigrad.ops.creation import *
+from minigrad.ops.creation import copied as copied
+from minigrad.ops.creation import copy as copy
+from minigrad.ops.creation import copy_fitting as copy_fitting
 from minigrad.ops.creation import copy_into as copy_into
 from minigrad.ops.elementwise import *
 from minigrad.ops.movement import *

@@ -27,13 +27,15 @@ from minigrad.ops.creation import as_tensor, cast, contiguous, has_unit_columns,
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
 from minigrad.ops.elementwise import eq as eq_
-from minigrad.ops.elementwise import exp, logical_and, mul, sub, where
+from minigrad.ops.elementwise import exp, isfinite, logical_and, logical_not, mul, sub, where
+from minigrad.ops.elementwise import ne as ne_
 from minigrad.ops.matmul import matmul
 from minigrad.ops.movement import expand, reshape, swapaxes
+from minigrad.ops.reduce import all as all_
 from minigrad.ops.reduce import max as max_
 from minigrad.ops.reduce import sum as sum_
 from minigrad.random import Generator, default_generator
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["attention", "attention_packed"]
 
@@ -295,26 +297,37 @@ def _unpacked(qkv: np.ndarray, n_heads: int) -> tuple[np.ndarray, ...]:
 # ---- public ----
 
 
-def _checked_mask(op: str, x: Tensor | None, what: str, shape: tuple[int, ...]) -> Tensor | None:
+def _checked_mask(op: str, x: TensorLike, what: str, shape: tuple[int, ...]) -> Tensor | None:
     if x is None:
         return None
     x = as_tensor(x)
     if (x.dtype == dtypes.bool_) != (what == "mask"):
         hint = "bool, True = may attend" if what == "mask" else "of a floating dtype"
         raise TypeError(f"{op}: {what} must be {hint}; got {x.dtype.name}")
+    try:
+        fits = np.broadcast_shapes(x.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{op}: {what} of shape {x.shape} does not broadcast to (B, Hq, Tq, Tk) = {shape}"
+        )
     return expand(x, shape)
 
 
 def _options(
     op: str,
     head_dim: int,
+    lengths: int,
     causal: bool,
     window: int | None,
     dropout: float,
     scale: float | None,
     generator: Generator | None,
 ) -> dict[str, Any]:
-    """The kernel's trailing arguments, in its order."""
+    """The kernel's trailing arguments, in its order; `lengths` is Tq + Tk."""
+    if head_dim == 0:
+        raise ValueError(f"{op}: head_dim (the last axis of q, k and v) must be at least 1, got 0")
     if not 0 <= dropout < 1:
         raise ValueError(f"{op}: dropout must be in [0, 1), got {dropout}")
     if window is not None and window < 1:
@@ -323,14 +336,14 @@ def _options(
     return {
         "scale": 1 / math.sqrt(head_dim) if scale is None else float(scale),
         "causal": bool(causal),
-        "window": -1 if window is None else int(window),
+        "window": -1 if window is None else min(int(window), lengths),  # more is the same
         "dropout_p": float(dropout),
         "rng": rng,
     }
 
 
-def _refuse_bias_gradient(op: str, bias: Tensor | None) -> None:
-    if bias is not None and bias.requires_grad and is_grad_enabled():
+def _refuse_bias_gradient(op: str, bias: TensorLike) -> None:
+    if isinstance(bias, Tensor) and bias.requires_grad and is_grad_enabled():
         raise NotImplementedError(
             f'{op}: the fused form gives bias no gradient; use attention(..., impl="composed"), or '
             "detach the bias"
@@ -338,13 +351,13 @@ def _refuse_bias_gradient(op: str, bias: Tensor | None) -> None:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: TensorLike,
+    k: TensorLike,
+    v: TensorLike,
     *,
     causal: bool = False,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    mask: TensorLike = None,
+    bias: TensorLike = None,
     window: int | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
@@ -374,6 +387,7 @@ def attention(
     shapes, dtypes and options that do not fit.
     """
     op = "attention"
+    q, k, v = as_tensor(q), as_tensor(k), as_tensor(v)
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(f"{op}: expected q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D); got {shapes}")
@@ -384,7 +398,9 @@ def attention(
     if len({q.dtype, k.dtype, v.dtype}) > 1 or not dtypes.is_floating(q.dtype):
         names = [t.dtype.name for t in (q, k, v)]
         raise TypeError(f"{op}: q, k, v must share one floating dtype; got {', '.join(names)}")
-    options = _options(op, q.shape[3], causal, window, dropout, scale, generator)
+    options = _options(
+        op, q.shape[3], q.shape[2] + k.shape[2], causal, window, dropout, scale, generator
+    )
     full = (*q.shape[:3], k.shape[2])
     mask = _checked_mask(op, mask, "mask", full)
     bias = _checked_mask(op, bias, "bias", full)
@@ -398,12 +414,12 @@ def attention(
 
 
 def attention_packed(
-    qkv: Tensor,
+    qkv: TensorLike,
     n_heads: int,
     *,
     causal: bool = False,
-    mask: Tensor | None = None,
-    bias: Tensor | None = None,
+    mask: TensorLike = None,
+    bias: TensorLike = None,
     window: int | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
@@ -415,6 +431,7 @@ def attention_packed(
     `attention`; the gradient is written in the packed layout, too.
     """
     op = "attention_packed"
+    qkv = as_tensor(qkv)
     if qkv.ndim != 4 or n_heads < 1 or qkv.shape[2] <= n_heads or (qkv.shape[2] - n_heads) % 2:
         raise ValueError(
             f"{op}: expected qkv (B, T, Hq + 2·Hkv, D) with Hq={n_heads}; got {qkv.shape}"
@@ -422,7 +439,9 @@ def attention_packed(
     kv = (qkv.shape[2] - n_heads) // 2
     if n_heads % kv:
         raise ValueError(f"{op}: Hq={n_heads} is not a multiple of Hkv={kv}")
-    options = _options(op, qkv.shape[3], causal, window, dropout, scale, generator)
+    options = _options(
+        op, qkv.shape[3], 2 * qkv.shape[1], causal, window, dropout, scale, generator
+    )
     full = (qkv.shape[0], n_heads, qkv.shape[1], qkv.shape[1])
     _refuse_bias_gradient(op, bias)
     return AttentionPacked.apply(
@@ -452,12 +471,14 @@ def _composed(
     )
     if mask is not None:
         allowed = logical_and(allowed, mask)
+    if bias is not None:
+        allowed = logical_and(allowed, ne_(bias, -math.inf))
     k, v = _repeated(k, q.shape[1]), _repeated(v, q.shape[1])
-    scores = mul(matmul(q, swapaxes(k, -1, -2)), scale)
+    scores = mul(_scores(q, k), scale)
     if bias is not None:
         scores = scores + bias
     if scores.shape[-1] == 0:
-        return matmul(scores, v)
+        return matmul(cast(scores, v.dtype), v)
     scores = where(allowed, scores, -math.inf)
     top = max_(scores.detach(), -1, keepdims=True)
     e = exp(sub(scores, where(eq_(top, -math.inf), 0.0, top)))
@@ -465,7 +486,35 @@ def _composed(
     weights = e / where(eq_(total, 0), 1.0, total)
     if rng is not None:
         weights = dropout_(weights, dropout_p, rng=rng)
-    return matmul(cast(weights, v.dtype), v)  # a bias may be of a wider type
+    return _weighted(cast(weights, v.dtype), v)  # a bias may be of a wider type
+
+
+def _without_nan_and_infinity(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """x with zeros for them, and where they are not (None: nowhere)."""
+    finite = isfinite(x)
+    return (x, None) if all_(finite).item() else (where(finite, x, 0.0), finite)
+
+
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """q kᵀ. NaN and infinity count in the scores of their own query or key, and not as factors of
+    gradients, where a 0 (of what is masked) would not stop them."""
+    clean_q, finite_q = _without_nan_and_infinity(q)
+    clean_k, finite_k = _without_nan_and_infinity(k)
+    scores = matmul(clean_q, swapaxes(clean_k, -1, -2))
+    if finite_q is None and finite_k is None:
+        return scores
+    raw = matmul(q.detach(), swapaxes(k.detach(), -1, -2))
+    return scores + where(isfinite(raw), 0.0, raw)
+
+
+def _weighted(weights: Tensor, v: Tensor) -> Tensor:
+    """weights @ v in which a weight of 0 stops NaN and infinity."""
+    clean, finite = _without_nan_and_infinity(v)
+    out = matmul(weights, clean)
+    if finite is None:
+        return out
+    seen = matmul(cast(ne_(weights, 0), v.dtype), cast(logical_not(finite), v.dtype))
+    return out + where(seen > 0, math.nan, 0.0)
 
 
 def _repeated(x: Tensor, n_heads: int) -> Tensor:

@@ -65,6 +65,18 @@ def copy_into(out: np.ndarray, x: np.ndarray) -> np.ndarray:
     return out
 
 
+def copy_fitting(out: np.ndarray, x: np.ndarray) -> None:
+    """`copy_into` where x broadcasts to out's shape (axes of length 1 in front aside), or an
+    error."""
+    extra = max(0, x.ndim - out.ndim)
+    fits = x.shape[:extra] == (1,) * extra and all(
+        n in (1, m) for n, m in zip(reversed(x.shape[extra:]), reversed(out.shape), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"a value of shape {x.shape} does not fit {out.shape}")
+    copy_into(out, x.reshape(x.shape[extra:]))
+
+
 def copied(x: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
     """x as a new contiguous array of the pool."""
     return copy_into(empty(x.shape, dtype or x.dtype), x)
@@ -94,7 +106,9 @@ class Cast(Function):
         return cast(g, ctx.dtype)
 
 
-class Contiguous(Function):
+class Copy(Function):
+    """The same values in new memory, in C order."""
+
     @staticmethod
     def forward(ctx: Node, x: np.ndarray) -> np.ndarray:
         return copied(x)
@@ -238,7 +252,12 @@ def to(x: Tensor, target: Any) -> Tensor:
 
 def contiguous(x: Tensor) -> Tensor:
     """x in C order: itself where it already is, else a copy."""
-    return x if x._array.flags.c_contiguous else Contiguous.apply(x)
+    return x if x._array.flags.c_contiguous else copy(x)
+
+
+def copy(x: Tensor) -> Tensor:
+    """x in memory of its own, in C order."""
+    return Copy.apply(x)
 
 
 # ---- random ----

@@ -10,7 +10,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous
+from minigrad.ops.creation import as_tensor, cast, contiguous, tensor
 from minigrad.ops.elementwise import mul, sub
 from minigrad.ops.embedding import check_range
 from minigrad.ops.movement import expand_dims, reshape
@@ -102,12 +102,11 @@ class CrossEntropy(Function):
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets = ctx.saved
         if is_grad_enabled():
-            wanted = _smooth(logits.shape[1], targets._array, *ctx.options)
-            used = (targets._array != ctx.options[0])[:, None].astype(logits.dtype)
-            slope = sub(
-                mul(softmax(logits), as_tensor(used)), as_tensor(wanted.astype(logits.dtype))
-            )
-            return mul(expand_dims(g, -1), slope), None
+            wide = cast(logits, g.dtype)
+            wanted = _smooth(wide.shape[1], targets._array, *ctx.options)
+            used = (targets._array != ctx.options[0])[:, None]
+            slope = sub(mul(softmax(wide), tensor(used, g.dtype)), tensor(wanted, g.dtype))
+            return cast(mul(expand_dims(g, -1), slope), logits.dtype), None
         dlogits = empty(logits.shape, logits.dtype)
         launch(
             "cross_entropy_bwd", g._array, logits._array, targets._array, ctx.lse, dlogits,

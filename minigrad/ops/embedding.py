@@ -34,29 +34,32 @@ COST = {
 class Embedding(Function):
     @staticmethod
     def forward(ctx: Node, weight: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        ctx.rows, ctx.indices = weight.shape[0], indices
+        ctx.rows = weight.shape[0]
+        ctx.save_inputs(1)
         out = empty((*indices.shape, weight.shape[1]), weight.dtype)
         launch("embedding_fwd", weight, indices, out)
         return out
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        return EmbeddingGradient.apply(g, rows=ctx.rows, indices=ctx.indices), None
+        (indices,) = ctx.saved
+        return EmbeddingGradient.apply(g, indices, rows=ctx.rows), None
 
 
 class EmbeddingGradient(Function):
     """Zeros (rows, C) with g's rows added at the indices."""
 
     @staticmethod
-    def forward(ctx: Node, g: np.ndarray, rows: int, indices: np.ndarray) -> np.ndarray:
-        ctx.indices = indices
+    def forward(ctx: Node, g: np.ndarray, indices: np.ndarray, rows: int) -> np.ndarray:
+        ctx.save_inputs(1)
         out = empty((rows, g.shape[-1]), g.dtype)
         launch("embedding_bwd", g if g.flags.c_contiguous else copied(g), indices, out)
         return out
 
     @staticmethod
-    def backward(ctx: Node, g: Tensor) -> Tensor:
-        return Embedding.apply(g, Tensor._wrap(ctx.indices))
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved
+        return Embedding.apply(g, indices), None
 
 
 def embedding(weight: Tensor, indices: TensorLike) -> Tensor:

@@ -9,6 +9,9 @@ in order.
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,8 @@ import numpy as np
 from minigrad import dtypes
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast, copied
+from minigrad.dispatch import empty, launch, launch_numpy
+from minigrad.ops.creation import as_tensor, cast, copied, copy_fitting
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["get_item", "scatter_add", "set_item", "take_along_axis"]
@@ -33,7 +36,10 @@ REFERENCE = {"scatter_add": _scatter_add_ref}
 COST = {
     "scatter_add": lambda positions, values, out: Cost(
         nbytes(positions, values) * 2 + nbytes(values), values.size
-    )
+    ),
+    "numpy:take": lambda x, positions, out: Cost(nbytes(positions, out, out), 0),
+    "numpy:positions": lambda shape: Cost(8 * math.prod(shape), 0),
+    "numpy:set_item": lambda x, index, value: Cost(nbytes(value) * 2, 0),
 }
 
 
@@ -44,7 +50,7 @@ def _is_basic(index: tuple[Any, ...]) -> bool:
 def _plain(index: Any) -> tuple[Any, ...]:
     """The index as a tuple of what NumPy takes: tensors become arrays."""
     parts = index if isinstance(index, tuple) else (index,)
-    out = []
+    out: list[Any] = []
     for part in parts:
         if isinstance(part, Tensor):
             if dtypes.is_floating(part.dtype):
@@ -52,6 +58,9 @@ def _plain(index: Any) -> tuple[Any, ...]:
                     f"index: a {part.dtype.name} tensor cannot index; use integers or bool"
                 )
             out.append(part._array)
+        elif isinstance(part, slice):  # its bounds may be tensors, which may change
+            bounds = (part.start, part.stop, part.step)
+            out.append(slice(*[None if b is None else operator.index(b) for b in bounds]))
         else:
             out.append(np.asarray(part) if isinstance(part, list) else part)
     return tuple(out)
@@ -96,6 +105,10 @@ class PutView(Function):
         return GetView.apply(g, index=ctx.index)
 
 
+def _take(x: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
+    np.take(x.reshape(-1), positions, out=out, mode="clip")
+
+
 class Gather(Function):
     """x's elements at flat positions (any shape)."""
 
@@ -103,7 +116,7 @@ class Gather(Function):
     def forward(ctx: Node, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         ctx.shape, ctx.positions = x.shape, positions
         out = empty(positions.shape, x.dtype)
-        np.take(x.reshape(-1), positions, out=out, mode="clip")
+        launch_numpy("take", _take, x, positions, out)
         return out
 
     @staticmethod
@@ -130,8 +143,16 @@ class Scatter(Function):
         return Gather.apply(g, positions=ctx.positions)
 
 
-def _positions(shape: tuple[int, ...]) -> np.ndarray:
-    return np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+def _positions(shape: tuple[int, ...], pick: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The flat positions that `pick` takes out of an array of this shape."""
+    found: list[np.ndarray] = []
+
+    def run(shape: tuple[int, ...]) -> None:
+        every = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+        found.append(np.ascontiguousarray(pick(every)))
+
+    launch_numpy("positions", run, shape)
+    return found[0]
 
 
 def get_item(x: Tensor, index: Any) -> Tensor:
@@ -139,25 +160,25 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     plain = _plain(index)
     if _is_basic(plain):
         return GetView.apply(x, index=plain)
-    return Gather.apply(x, positions=np.ascontiguousarray(_look_up(_positions(x.shape), plain)))
+    return Gather.apply(x, positions=_positions(x.shape, lambda every: _look_up(every, plain)))
 
 
 def set_item(x: Tensor, index: Any, value: TensorLike) -> None:
     """x[index] = value in place; raises for tensors that require a gradient outside no_grad."""
     plain = _plain(index)
-    source = as_tensor(value)
-    array = x._writable("x[...] =")
-    if _is_basic(plain):
-        target = _look_up(array, (*plain, Ellipsis) if Ellipsis not in plain else plain)
-        try:
-            np.broadcast_shapes(source.shape, target.shape)
-            launch("copy", source._array, target)
-        except ValueError:
-            raise ValueError(
-                f"x[...] =: a value of shape {source.shape} does not fit {target.shape}"
-            ) from None
-    else:
-        array[plain] = source._array
+    kind = _put_view if _is_basic(plain) else _put_elements
+    x._write("x[...] =", as_tensor(value), partial(kind, plain))
+
+
+def _put_view(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
+    copy_fitting(_look_up(array, (*index, Ellipsis) if Ellipsis not in index else index), value)
+
+
+def _put_elements(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
+    try:
+        launch_numpy("set_item", np.ndarray.__setitem__, array, index, value)
+    except (IndexError, ValueError) as error:
+        raise type(error)(f"x[...] =: a value does not fit: {error}") from None
 
 
 def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tuple[np.ndarray, int]:
@@ -181,7 +202,7 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
     """out[i][j][k] = x[i][indices[i][j][k]][k] for axis 1, and so on (NumPy's take_along_axis)."""
     x = as_tensor(x)
     array, axis = _checked_indices("take_along_axis", x, indices, axis)
-    positions = np.take_along_axis(_positions(x.shape), array, axis)
+    positions = _positions(x.shape, lambda every: np.take_along_axis(every, array, axis))
     return Gather.apply(x, positions=positions)
 
 
@@ -202,12 +223,17 @@ class ScatterAdd(Function):
 def scatter_add(x: TensorLike, indices: TensorLike, values: TensorLike, axis: int) -> Tensor:
     """x with values[i][j][k] added at x[i][indices[i][j][k]][k] for axis 1, and so on.
 
-    Repeated positions add up, in order. `indices` and `values` have one shape.
+    Repeated positions add up, in order. `indices` and `values` have one shape, which is x's but for
+    its length along `axis`.
     """
     x = as_tensor(x)
     added = cast(as_tensor(values), x.dtype)
     array, axis = _checked_indices("scatter_add", x, indices, axis)
     if added.shape != array.shape:
         raise ValueError(f"scatter_add: values {added.shape} and indices {array.shape} differ")
-    positions = np.take_along_axis(_positions(x.shape), array, axis)
+    if array.shape[:axis] + array.shape[axis + 1 :] != x.shape[:axis] + x.shape[axis + 1 :]:
+        raise ValueError(
+            f"scatter_add: indices {array.shape} and x {x.shape} differ outside axis {axis}"
+        )
+    positions = _positions(x.shape, lambda every: np.take_along_axis(every, array, axis))
     return ScatterAdd.apply(x, added, positions=positions)

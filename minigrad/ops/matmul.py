@@ -35,13 +35,17 @@ def _matmul_ref(
 
 
 def _matmul_cost(
-    a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, accumulate: bool
+    a: np.ndarray,
+    b: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    accumulate: bool = False,
 ) -> Cost:
     return Cost(nbytes(a, b, bias, out), 2 * out.size * a.shape[-1])
 
 
 REFERENCE = {"matmul": _matmul_ref}
-COST = {"matmul": _matmul_cost}
+COST = {"matmul": _matmul_cost, "numpy:matmul": _matmul_cost}
 
 _OWN = (dtypes.float32, dtypes.bfloat16, dtypes.float16)
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes
-from minigrad.autograd import Function, Node
+from minigrad.autograd import Function, Node, grad, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, cast
-from minigrad.ops.elementwise import eq, ne, sqrt, where
-from minigrad.ops.movement import expand, flip, reshape
+from minigrad.ops.elementwise import eq, ne, where
+from minigrad.ops.movement import concat, expand, expand_dims, flip, permute, reshape
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [
@@ -136,6 +136,11 @@ class Prod(Function):
         # own gradient is left, with two none.
         (x,) = ctx.saved
         zero = eq(x, 0)
+        if is_grad_enabled() and any(zero).item():
+            # Choosing by zeros has no right derivative at them; a tree of products has. (It starts
+            # at an alias of x, so that x's hooks see only the whole.)
+            alias = reshape(expand_dims(x, 0), x.shape)
+            return grad(_product_tree(alias, ctx.axes), alias, g, create_graph=True)[0]
         others = prod(where(zero, 1.0, x), ctx.axes, keepdims=True)
         zeros = sum(cast(zero, dtypes.int64), ctx.axes, keepdims=True)
         no_zero = where(zero, 0.0, others / where(zero, 1.0, x))
@@ -143,12 +148,22 @@ class Prod(Function):
         return g * where(eq(zeros, 0), no_zero, where(eq(zeros, 1), one_zero, 0.0))
 
 
+def _product_tree(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """prod of x over the axes, which are kept: halves times halves."""
+    rest = [d for d in range(x.ndim) if d not in axes]
+    flat = reshape(permute(x, [*rest, *axes]), (*[x.shape[d] for d in rest], -1))
+    while (n := flat.shape[-1]) > 1:
+        odd = [flat[..., n - 1 :]] if n % 2 else []
+        flat = concat([flat[..., : n // 2] * flat[..., n // 2 : n - n % 2], *odd], -1)
+    return reshape(flat, _kept(x.shape, axes))
+
+
 class Extremum(Function):
     """max and min; equal extremes share the gradient."""
 
     @staticmethod
     def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...], kernel: str) -> np.ndarray:
-        ctx.axes = axes
+        ctx.axes, ctx.kernel = axes, kernel
         ctx.save_inputs(0)
         ctx.save_outputs(0)
         out = empty(_kept(x.shape, axes), x.dtype)
@@ -219,20 +234,29 @@ def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return cast(total * (1 / n if n else math.nan), x.dtype)
 
 
+def _centred(
+    op: str, x: TensorLike, axis: Axis, correction: float
+) -> tuple[Tensor, tuple[int, ...], float]:
+    """The distances from the mean in the dtype of sums, the axes, and 1 / (n - correction)."""
+    x = _floating(x)
+    axes = _axes(op, axis, x.ndim)
+    n = _count(x, axes) - correction
+    wide = cast(x, _sum_of_floats(x))
+    return wide - mean(wide, axes, keepdims=True), axes, 1 / n if n > 0 else math.nan
+
+
 def var(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
     """The variance over `axis`: squared distances from the mean, over n - correction."""
     x = _floating(x)
-    axes = _axes("var", axis, x.ndim)
-    n = _count(x, axes) - correction
-    wide = cast(x, _sum_of_floats(x))
-    centred = wide - mean(wide, axes, keepdims=True)
-    total = sum(centred * centred, axes, keepdims) * (1 / n if n > 0 else math.nan)
-    return cast(total, x.dtype)
+    centred, axes, share = _centred("var", x, axis, correction)
+    return cast(sum(centred * centred, axes, keepdims) * share, x.dtype)
 
 
 def std(x: TensorLike, axis: Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
-    """The square root of `var`."""
-    return sqrt(var(x, axis, correction, keepdims))
+    """The square root of `var`; its gradient where all elements are equal is 0."""
+    x = _floating(x)
+    centred, axes, share = _centred("std", x, axis, correction)
+    return cast(norm(centred, axes, keepdims) * math.sqrt(share), x.dtype)
 
 
 class Norm(Function):
