@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ptx_corpus import FOLDER, Entry, Run, owned, cuda_ptx, entries
+from ptx_corpus import FOLDER, Entry, Run, cuda_ptx, entries, owned
 from ptx_corpus.compare import check, outputs, start
 from ptx_corpus.random_programs import source
 

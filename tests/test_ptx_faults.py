@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ptx_corpus import FOLDER, CudaStart, owned, cuda_ptx, parameters, program
+from ptx_corpus import FOLDER, CudaStart, cuda_ptx, owned, parameters, program
 from ptx_corpus.compare import outputs
 
 from minigrad import gpu, ptx
