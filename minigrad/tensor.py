@@ -5,7 +5,7 @@ Methods and operators only name the functions of `minigrad/ops`, which carry the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,17 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The length of every axis."""
         return self._array.shape
 
     @property
     def dtype(self) -> np.dtype:
+        """The type of the elements."""
         return self._array.dtype
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return self._array.ndim
 
     @property
@@ -77,14 +80,17 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
+        """The bytes that the elements take."""
         return self._array.nbytes
 
     @property
     def device(self) -> str:
+        """Where the memory is."""
         return "cpu"
 
     @property
     def is_leaf(self) -> bool:
+        """Whether no operation on the tape made this tensor."""
         return self._node is None
 
     @property
@@ -104,6 +110,11 @@ class Tensor:
         if not self.shape:
             raise TypeError("len() of a 0-d tensor")
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape:
+            raise TypeError("iteration over a 0-d tensor")
+        return (self[i] for i in range(self.shape[0]))
 
     def __repr__(self) -> str:
         body = np.array2string(self._array, separator=", ", prefix="tensor(", threshold=60)
@@ -138,6 +149,7 @@ class Tensor:
         return self._array.item()
 
     def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
         return self._array.tolist()
 
     def __float__(self) -> float:
@@ -162,7 +174,7 @@ class Tensor:
 
     def backward(
         self,
-        grad: Tensor | None = None,
+        grad: TensorLike = None,
         retain_graph: bool = False,
         create_graph: bool = False,
     ) -> None:
@@ -350,85 +362,115 @@ class Tensor:
         return ops.to(self, target)
 
     def exp(self) -> Tensor:
+        """See `mg.exp`."""
         return ops.exp(self)
 
     def log(self) -> Tensor:
+        """See `mg.log`."""
         return ops.log(self)
 
     def sqrt(self) -> Tensor:
+        """See `mg.sqrt`."""
         return ops.sqrt(self)
 
     def abs(self) -> Tensor:
+        """See `mg.abs`."""
         return ops.abs(self)
 
     def tanh(self) -> Tensor:
+        """See `mg.tanh`."""
         return ops.tanh(self)
 
     def sigmoid(self) -> Tensor:
+        """See `mg.sigmoid`."""
         return ops.sigmoid(self)
 
     def relu(self) -> Tensor:
+        """See `mg.relu`."""
         return ops.relu(self)
 
     def clip(self, low: float | None = None, high: float | None = None) -> Tensor:
+        """See `mg.clip`."""
         return ops.clip(self, low, high)
 
     # ---- reductions ----
 
     def sum(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
+        """See `mg.sum`."""
         return ops.sum(self, axis, keepdims)
 
     def mean(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
+        """See `mg.mean`."""
         return ops.mean(self, axis, keepdims)
 
     def var(self, axis: ops.Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
+        """See `mg.var`."""
         return ops.var(self, axis, correction, keepdims)
 
     def std(self, axis: ops.Axis = None, correction: float = 0, keepdims: bool = False) -> Tensor:
+        """See `mg.std`."""
         return ops.std(self, axis, correction, keepdims)
 
     def max(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
+        """See `mg.max`."""
         return ops.max(self, axis, keepdims)
 
     def min(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
+        """See `mg.min`."""
         return ops.min(self, axis, keepdims)
 
     def any(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
+        """See `mg.any`."""
         return ops.any(self, axis, keepdims)
 
     def all(self, axis: ops.Axis = None, keepdims: bool = False) -> Tensor:
+        """See `mg.all`."""
         return ops.all(self, axis, keepdims)
 
-    def argmax(self, axis: int | None = None) -> Tensor:
-        return ops.argmax(self, axis)
+    def argmax(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """See `mg.argmax`."""
+        return ops.argmax(self, axis, keepdims)
+
+    def argmin(self, axis: int | None = None, keepdims: bool = False) -> Tensor:
+        """See `mg.argmin`."""
+        return ops.argmin(self, axis, keepdims)
 
     def softmax(self, axis: int = -1) -> Tensor:
+        """See `mg.softmax`."""
         return ops.softmax(self, axis)
 
     def log_softmax(self, axis: int = -1) -> Tensor:
+        """See `mg.log_softmax`."""
         return ops.log_softmax(self, axis)
 
     # ---- movement ----
 
     def reshape(self, *shape: Any) -> Tensor:
+        """See `mg.reshape`."""
         return ops.reshape(self, shape[0] if len(shape) == 1 and not _is_int(shape[0]) else shape)
 
     def transpose(self, axis1: int, axis2: int) -> Tensor:
+        """With two axes exchanged; see `mg.swapaxes`."""
         return ops.swapaxes(self, axis1, axis2)
 
     def permute(self, *axes: Any) -> Tensor:
+        """See `mg.permute`."""
         return ops.permute(self, axes[0] if len(axes) == 1 and not _is_int(axes[0]) else axes)
 
     def expand(self, *shape: Any) -> Tensor:
+        """See `mg.expand`."""
         return ops.expand(self, shape[0] if len(shape) == 1 and not _is_int(shape[0]) else shape)
 
     def squeeze(self, axis: ops.Axis = None) -> Tensor:
+        """Without axes of length 1: all of them, or those named; see `mg.squeeze`."""
         return ops.squeeze(self, axis)
 
     def flatten(self, start_axis: int = 0) -> Tensor:
+        """The axes from `start_axis` on as one."""
         return ops.reshape(self, (*self.shape[:start_axis], -1))
 
     def contiguous(self) -> Tensor:
+        """In C order: itself where it already is, else a copy."""
         return ops.contiguous(self)
 
     @property

@@ -531,6 +531,20 @@ BAD_INPUT = [
     (lambda: mg.sort(mg.tensor(1.0)), IndexError, "sort: axis -1 is out of range for 0"),
     (lambda: mg.topk(mg.ones((2,)), 1, 1), IndexError, "topk: axis 1 is out of range for 1"),
     (lambda: mg.argsort(mg.ones((2,)), 3), IndexError, "argsort: axis 3 is out of range"),
+    (lambda: mg.zeros((1.5,)), TypeError, r"zeros: a shape is of integers, got \(1.5,\)"),
+    (lambda: mg.zeros((-1,)), ValueError, "zeros: negative dimension"),
+    (lambda: mg.ones((2,)).reshape((1.5, 2)), TypeError, "float"),
+    (lambda: mg.full((2,), 300, "uint8"), OverflowError, "full: the number 300 .* uint8"),
+    (lambda: mg.full_like(mg.tensor([1]), float("nan")), OverflowError, "number nan .* int64"),
+    (lambda: list(mg.tensor(5.0)), TypeError, "iteration over a 0-d tensor"),
+    (
+        lambda: mg.attention(*[mg.ones((1, 2, 3, 4))] * 3, mask=mg.ones((2, 3), "bool")),
+        ValueError,
+        r"attention: mask of shape \(2, 3\) does not broadcast to \(B, Hq, Tq, Tk\)",
+    ),
+    (lambda: mg.attention(*[mg.ones((1, 2, 3, 0))] * 3), ValueError, "attention: head_dim"),
+    (lambda: mg.attention_packed(mg.ones((1, 2, 3, 0)), 1), ValueError, "head_dim"),
+    (lambda: mg.logsumexp(mg.ones((2, 0))), ValueError, "logsumexp: nothing to sum"),
     (lambda: mg.zeros((2**40, 2**30)), MemoryError, "more than can exist"),
     (
         lambda: mg.zeros((2**44,)),
@@ -583,6 +597,28 @@ def test_bad_input_is_named_and_loses_nothing(case: int) -> None:
     with pytest.raises(kind, match=message):
         call()
     assert (mg.ones((2,)) + 1).tolist() == [2, 2]
+
+
+def test_what_is_like_a_tensor_may_be_one() -> None:
+    q = np.random.default_rng(0).standard_normal((1, 2, 3, 4)).astype(np.float32)
+    expected = mg.attention(*[mg.tensor(q)] * 3).tolist()
+    assert mg.attention(q, q, q).tolist() == expected
+    assert [float(x) for x in mg.tensor([1.0, 2.0])] == [1, 2]
+    assert mg.full((1,), 2**60 + 1, "int64").item() == 2**60 + 1
+
+
+def test_every_public_name_is_documented() -> None:
+    public = [(n, getattr(mg, n)) for n in mg.__all__]
+    public += [(f"Tensor.{n}", v) for n, v in vars(mg.Tensor).items() if not n.startswith("_")]
+    slots = set(mg.Tensor.__slots__)
+    bare = [
+        name
+        for name, value in public
+        if (callable(value) or isinstance(value, property))
+        and name.removeprefix("Tensor.") not in slots
+        and not value.__doc__
+    ]
+    assert bare == []
 
 
 def test_missing_kernel_says_where_one_is() -> None:

@@ -11,9 +11,14 @@ from minigrad import autograd, dtypes, ops
 from minigrad.tensor import Tensor
 
 
+def _is_parameter(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad and value.is_leaf
+
+
 class Module:
-    """A part of a model. Attributes that are leaf tensors requiring a gradient are its parameters,
-    tensors given to `register_buffer` its buffers, modules (and lists of them) its children.
+    """A part of a model. Attributes that are leaf tensors requiring a gradient are its parameters
+    (and stay so when one is frozen by `requires_grad_(False)`), tensors given to `register_buffer`
+    its buffers, modules (and lists of them) its children. Other tensors are neither.
 
     `forward` computes; calling the module calls it.
     """
@@ -27,6 +32,11 @@ class Module:
         return self.forward(*args, **kwargs)
 
     # ---- names ----
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        names = self.__dict__.setdefault("_parameter_names", set())
+        names.add(name) if _is_parameter(value) else names.discard(name)
+        object.__setattr__(self, name, value)
 
     def register_buffer(self, name: str, tensor: Tensor) -> None:
         """A tensor that belongs to the state and is not trained."""
@@ -50,8 +60,15 @@ class Module:
 
     def _own(self, buffers: bool) -> Iterator[tuple[str, Tensor]]:
         names = self.__dict__.get("_buffer_names", ())
+        assigned = self.__dict__.get("_parameter_names", ())
         for name, value in vars(self).items():
-            if isinstance(value, Tensor) and (name in names) == buffers:
+            if not isinstance(value, Tensor):
+                continue
+            if name in names:
+                wanted = buffers
+            else:
+                wanted = not buffers and (name in assigned or _is_parameter(value))
+            if wanted:
                 yield name, value
 
     def _named(self, buffers: bool) -> Iterator[tuple[str, Tensor]]:

@@ -514,7 +514,7 @@ def _weighted(weights: Tensor, v: Tensor) -> Tensor:
     if finite is None:
         return out
     seen = matmul(cast(ne_(weights, 0), v.dtype), cast(logical_not(finite), v.dtype))
-    return out + where(seen > 0, math.nan, 0.0)
+    return out + cast(where(seen > 0, math.nan, 0.0), v.dtype)
 
 
 def _repeated(x: Tensor, n_heads: int) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,8 +123,11 @@ class Copy(Function):
 
 
 def check_shape(op: str, shape: Shape) -> tuple[int, ...]:
-    dims = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    out = tuple(int(d) for d in dims)
+    dims = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    try:
+        out = tuple(map(operator.index, dims))
+    except TypeError:
+        raise TypeError(f"{op}: a shape is of integers, got {shape}") from None
     if any(d < 0 for d in out):
         raise ValueError(f"{op}: negative dimension in shape {out}")
     if math.prod(out) >= 2**60:
@@ -186,30 +190,49 @@ def check_device(device: str | None) -> None:
 
 def full(shape: Shape, value: float, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of `shape` filled with `value`; float32 unless `dtype` says otherwise."""
-    out = empty(check_shape("full", shape), dtypes.as_dtype(dtype or dtypes.float32))
-    launch("fill", out, float(value))
+    return _full("full", shape, value, dtype, requires_grad)
+
+
+def _full(op: str, shape: Shape, value: float, dtype: Any, requires_grad: bool = False) -> Tensor:
+    wanted = dtypes.as_dtype(dtype or dtypes.float32)
+    if wanted in dtypes.INTEGRAL:
+        limits = np.iinfo(wanted)
+        if not limits.min <= value <= limits.max:
+            raise OverflowError(f"{op}: the number {value} does not fit into {wanted.name}")
+    out = empty(check_shape(op, shape), wanted)
+    if (
+        isinstance(value, (int, np.integer)) and abs(int(value)) > 2**53
+    ):  # more than the kernel's double has
+        launch("copy", np.broadcast_to(np.array(value, wanted), out.shape), out)
+    else:
+        launch("fill", out, float(value))
     tensor = Tensor._wrap(out)
     return tensor.requires_grad_() if requires_grad else tensor
 
 
 def zeros(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    return full(shape, 0, dtype, requires_grad)
+    """A tensor of `shape` filled with 0; float32 unless `dtype` says otherwise."""
+    return _full("zeros", shape, 0, dtype, requires_grad)
 
 
 def ones(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    return full(shape, 1, dtype, requires_grad)
+    """A tensor of `shape` filled with 1; float32 unless `dtype` says otherwise."""
+    return _full("ones", shape, 1, dtype, requires_grad)
 
 
 def full_like(x: Tensor, value: float, dtype: Any = None) -> Tensor:
-    return full(x.shape, value, dtype or x.dtype)
+    """A tensor of x's shape (and dtype, unless given) filled with `value`."""
+    return _full("full_like", x.shape, value, dtype or x.dtype)
 
 
 def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
-    return full(x.shape, 0, dtype or x.dtype)
+    """A tensor of x's shape (and dtype, unless given) filled with 0."""
+    return _full("zeros_like", x.shape, 0, dtype or x.dtype)
 
 
 def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
-    return full(x.shape, 1, dtype or x.dtype)
+    """A tensor of x's shape (and dtype, unless given) filled with 1."""
+    return _full("ones_like", x.shape, 1, dtype or x.dtype)
 
 
 def empty_like(x: Tensor) -> Tensor:

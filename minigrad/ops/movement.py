@@ -6,7 +6,8 @@ Views are NumPy's (no kernel runs); what must copy goes through the kernels `cop
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ Axis = int | Sequence[int] | None
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    return (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(n) for n in shape)
+    return tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
 
 
 def _axis(op: str, axis: int, ndim: int) -> int:
@@ -207,10 +208,28 @@ def reshape(x: TensorLike, shape: Shape) -> Tensor:
 
 
 def _viewable(array: np.ndarray, shape: tuple[int, ...]) -> bool:
-    try:
-        return bool(array.reshape(shape, copy=False) is not None)
-    except ValueError:
-        return False
+    """Whether strides can express `shape` (as many elements) over the array's memory: axes that
+    are not adjacent in memory must not meet in a new axis."""
+    if array.size == 0:
+        return True
+    runs: list[int] = []  # lengths of what lies in one stride, from the first axis
+    previous = 0
+    for n, stride in zip(array.shape, array.strides, strict=True):
+        if n == 1:
+            continue
+        if runs and previous == n * stride:
+            runs[-1] *= n
+        else:
+            runs.append(n)
+        previous = stride
+    wanted = iter(n for n in shape if n != 1)
+    for run in runs:
+        covered = 1
+        while covered < run:
+            covered *= next(wanted)
+        if covered != run:
+            return False
+    return True
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def normalize_axis(op: str, axis: int, ndim: int) -> int:
     return axis % ndim
 
 
-def _axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     listed = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
@@ -200,14 +200,14 @@ def _sum_dtype(x: Tensor) -> np.dtype:
 def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all axes for None). Integers and bool sum to int64."""
     x = as_tensor(x)
-    axes = _axes("sum", axis, x.ndim)
+    axes = normalize_axes("sum", axis, x.ndim)
     return _finish(Sum.apply(x, axes=axes, dtype=_sum_dtype(x)), axes, keepdims)
 
 
 def prod(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The product over `axis`. Integers and bool multiply to int64."""
     x = as_tensor(x)
-    axes = _axes("prod", axis, x.ndim)
+    axes = normalize_axes("prod", axis, x.ndim)
     return _finish(Prod.apply(x, axes=axes, dtype=_sum_dtype(x)), axes, keepdims)
 
 
@@ -228,7 +228,7 @@ def _sum_of_floats(x: Tensor) -> np.dtype:
 def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The mean over `axis`; NaN over nothing. Integers give float32."""
     x = _floating(x)
-    axes = _axes("mean", axis, x.ndim)
+    axes = normalize_axes("mean", axis, x.ndim)
     n = _count(x, axes)
     total = _finish(Sum.apply(x, axes=axes, dtype=_sum_of_floats(x)), axes, keepdims)
     return cast(total * (1 / n if n else math.nan), x.dtype)
@@ -239,7 +239,7 @@ def _centred(
 ) -> tuple[Tensor, tuple[int, ...], float]:
     """The distances from the mean in the dtype of sums, the axes, and 1 / (n - correction)."""
     x = _floating(x)
-    axes = _axes(op, axis, x.ndim)
+    axes = normalize_axes(op, axis, x.ndim)
     n = _count(x, axes) - correction
     wide = cast(x, _sum_of_floats(x))
     return wide - mean(wide, axes, keepdims=True), axes, 1 / n if n > 0 else math.nan
@@ -282,14 +282,14 @@ class Norm(Function):
 def norm(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The Euclidean norm over `axis`; its gradient at 0 is 0."""
     x = _floating(x)
-    axes = _axes("norm", axis, x.ndim)
+    axes = normalize_axes("norm", axis, x.ndim)
     out = Norm.apply(cast(x, _sum_of_floats(x)), axes=axes)
     return _finish(cast(out, x.dtype), axes, keepdims)
 
 
 def _extremum(kernel: str, x: TensorLike, axis: Axis, keepdims: bool) -> Tensor:
     x = as_tensor(x)
-    axes = _axes(kernel, axis, x.ndim)
+    axes = normalize_axes(kernel, axis, x.ndim)
     if _count(x, axes) == 0:
         raise ValueError(
             f"{kernel}: nothing to take the {kernel} of in shape {x.shape} over {axes}"
@@ -320,7 +320,7 @@ def all(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 def _truth(kernel: str, x: TensorLike, axis: Axis, keepdims: bool, empty_value: bool) -> Tensor:
     x = as_tensor(x).detach()
     x = x if x.dtype == dtypes.bool_ else ne(x, 0)
-    axes = _axes("any" if kernel == "max" else "all", axis, x.ndim)
+    axes = normalize_axes("any" if kernel == "max" else "all", axis, x.ndim)
     out = empty(_kept(x.shape, axes), dtypes.bool_)
     if _count(x, axes) == 0:
         launch("fill", out, float(empty_value))
@@ -329,26 +329,29 @@ def _truth(kernel: str, x: TensorLike, axis: Axis, keepdims: bool, empty_value: 
     return _finish(Tensor._wrap(out), axes, keepdims)
 
 
-def _arg(kernel: str, x: TensorLike, axis: int | None) -> Tensor:
+def _arg(kernel: str, x: TensorLike, axis: int | None, keepdims: bool) -> Tensor:
     x = as_tensor(x).detach()
+    kept = (1,) * x.ndim
     if axis is None:
         x, axis = reshape(x, (-1,)), 0
-    axis = normalize_axis(kernel, axis, x.ndim)
+    else:
+        axis = normalize_axis(kernel, axis, x.ndim)
+        kept = _kept(x.shape, (axis,))
     if x.shape[axis] == 0:
         raise ValueError(f"{kernel}: nothing to choose from in shape {x.shape} along axis {axis}")
     out = empty(x.shape[:axis] + x.shape[axis + 1 :], dtypes.int64)
     launch(kernel, x._array, out, axis)
-    return Tensor._wrap(out)
+    return reshape(Tensor._wrap(out), kept) if keepdims else Tensor._wrap(out)
 
 
-def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
+def argmax(x: TensorLike, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index (int64) of the first greatest element along `axis`, or in flat order for None."""
-    return _arg("argmax", x, axis)
+    return _arg("argmax", x, axis, keepdims)
 
 
-def argmin(x: TensorLike, axis: int | None = None) -> Tensor:
+def argmin(x: TensorLike, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index (int64) of the first least element along `axis`, or in flat order for None."""
-    return _arg("argmin", x, axis)
+    return _arg("argmin", x, axis, keepdims)
 
 
 def cumsum(x: TensorLike, axis: int) -> Tensor:

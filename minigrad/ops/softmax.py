@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minigrad import dtypes
@@ -11,7 +13,7 @@ from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, cast, unit_columns
 from minigrad.ops.elementwise import exp, mul, sub
 from minigrad.ops.movement import as_rows, expand_dims, permute, reshape, swapaxes
-from minigrad.ops.reduce import normalize_axis
+from minigrad.ops.reduce import Axis, normalize_axes, normalize_axis
 from minigrad.ops.reduce import sum as sum_
 from minigrad.tensor import Tensor, TensorLike
 
@@ -156,14 +158,18 @@ def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     return out if at == last.ndim - 1 else swapaxes(out, at, -1)
 
 
-def logsumexp(x: TensorLike, axis: int = -1, keepdims: bool = False) -> Tensor:
-    """log Σ exp(x) along `axis`; of all -inf it is -inf."""
-    last, at = _rows("logsumexp", x, axis)
-    if last.shape[-1] == 0:
-        raise ValueError(f"logsumexp: nothing to sum in shape {last.shape} along axis {axis}")
-    out = reshape(LogSumExp.apply(as_rows(last)), last.shape[:-1])
-    if at != last.ndim - 1:
-        # The last axis now stands where `axis` was; put it back to the end.
-        order = [d for d in range(out.ndim) if d != at] + [at]
-        out = permute(out, order)
-    return expand_dims(out, at) if keepdims else out
+def logsumexp(x: TensorLike, axis: Axis = -1, keepdims: bool = False) -> Tensor:
+    """log Σ exp(x) over `axis` (all axes for None); of all -inf it is -inf."""
+    x = as_tensor(x)
+    if not dtypes.is_floating(x.dtype):
+        x = cast(x, dtypes.float32)
+    axes = normalize_axes("logsumexp", axis, x.ndim)
+    rest = [d for d in range(x.ndim) if d not in axes]
+    n = math.prod(x.shape[d] for d in axes)
+    if n == 0:
+        raise ValueError(f"logsumexp: nothing to sum in shape {x.shape} over {axes}")
+    order = [*rest, *axes]
+    last = x if order == list(range(x.ndim)) else permute(x, order)
+    rows = reshape(last, (math.prod(x.shape[d] for d in rest), n))
+    shape = [1 if d in axes else m for d, m in enumerate(x.shape) if keepdims or d not in axes]
+    return reshape(LogSumExp.apply(as_rows(rows)), shape)

@@ -1,0 +1,38 @@
+"""Modules: what counts as a parameter, a buffer, or neither."""
+
+from __future__ import annotations
+
+import minigrad as mg
+from minigrad import nn
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        self.weight = mg.ones((2, 2), requires_grad=True)
+        self.later = mg.ones((2,))
+        self.table = mg.arange(4)
+        self.made = self.weight * 2
+        self.register_buffer("average", mg.zeros((2,)))
+
+
+def names(module: nn.Module) -> tuple[list[str], list[str]]:
+    return [n for n, _ in module.named_parameters()], [n for n, _ in module.named_buffers()]
+
+
+def test_parameters_are_leaves_that_require_a_gradient() -> None:
+    layer = Layer()
+    assert names(layer) == (["weight"], ["average"])
+    assert set(layer.state_dict()) == {"weight", "average"}
+    layer.later.requires_grad_()
+    assert names(layer)[0] == ["weight", "later"]
+
+
+def test_a_frozen_parameter_stays_in_the_state() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), Layer())
+    before = names(model)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    assert names(model) == before
+    model.load_state_dict(model.state_dict())
+    model.layers[1].weight = mg.ones((2, 2))  # a plain tensor in its place is no parameter
+    assert "layers.1.weight" not in names(model)[0]
