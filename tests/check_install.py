@@ -39,4 +39,5 @@ size = sum(
     for f in ([folder] if folder.is_file() else folder.rglob("*"))
     if f.is_file() and os.path.basename(f) != "__pycache__"
 )
+assert size < 60e6, f"{size / 1e6:.1f} MB beyond NumPy; the base install promises less than 60"
 print(f"import minigrad: {extra:.3f} s over an empty interpreter; {size / 1e6:.1f} MB beyond NumPy")
