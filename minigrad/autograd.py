@@ -15,7 +15,7 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -411,6 +411,7 @@ def _walk(
     """
     walked = _Walked()
     leaves = walked.leaves
+    tensor = _tensor.Tensor
     pending: dict[int, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
     wanted = {(id(target), index) for target, index in targets} if targets is not None else set()
@@ -469,11 +470,21 @@ def _walk(
             for edge, gradient in zip(node.edges, gradients, strict=True):
                 if edge is None or gradient is None:
                     continue
-                _check_gradient(node, edge, gradient)
+                if gradient.__class__ is not tensor:
+                    _refuse_gradient(node, gradient, edge)
+                target: Any = edge[0]
+                inner = target.__class__ is Node
+                array = gradient._array
+                if inner:
+                    shape, dtype = target.outputs[edge[1]]
+                else:
+                    shape, dtype = target._array.shape, target._array.dtype
+                if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
+                    _refuse_gradient(node, gradient, edge)
                 if _mode.anomaly:
                     sources = [*slots, *node.saved]
                     _check_finite(f"{node.name}.backward", gradient, "gradient", sources)
-                if edge[0].__class__ is not Node:
+                if not inner and gradient._storage is not None:  # not fresh
                     _hold_saved(node, gradient, walked)
                 send(edge, gradient)
             if not retain_graph:
@@ -485,22 +496,19 @@ def _walk(
     return walked
 
 
-def _check_gradient(
-    node: Node, edge: Edge, gradient: Tensor, said: str = "backward returned"
-) -> None:
+def _refuse_gradient(node: Node, gradient: Any, edge: Edge) -> NoReturn:
     """A gradient has the shape and dtype of what it is the gradient of."""
-    target, index = edge
     if gradient.__class__ is not _tensor.Tensor:
         raise TypeError(
-            f"{node.name}: {said} a {type(gradient).__name__} as a gradient, not a tensor"
+            f"{node.name}: backward returned a {type(gradient).__name__} as a gradient, not a "
+            "tensor"
         )
-    array = gradient._array
+    target, index = edge
     shape, dtype = target.outputs[index] if isinstance(target, Node) else _kind(target)
-    if array.shape != shape or array.dtype != dtype:
-        raise RuntimeError(
-            f"{node.name}: {said} a gradient of shape {array.shape} and dtype {array.dtype.name} "
-            f"for a tensor of shape {shape} and dtype {dtype.name}"
-        )
+    raise RuntimeError(
+        f"{node.name}: backward returned a gradient of shape {gradient.shape} and dtype "
+        f"{gradient.dtype.name} for a tensor of shape {shape} and dtype {dtype.name}"
+    )
 
 
 def _kind(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype]:
@@ -510,8 +518,9 @@ def _kind(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype]:
 def _hold_saved(node: Node, gradient: Tensor, walked: _Walked) -> None:
     """A backward may return what it saved, which others know."""
     owner = _owner(gradient._array)
-    if any(entry is not None and _owner(entry[0]) is owner for entry in node._saved):
-        walked.hold(owner)
+    for entry in node._saved:
+        if entry is not None and _owner(entry[0]) is owner:
+            walked.hold(owner)
 
 
 def _run_hooks(node: Node, slots: list[Tensor | None], walked: _Walked, retain: bool) -> None:

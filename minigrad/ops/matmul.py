@@ -51,9 +51,10 @@ _OWN = (dtypes.float32, dtypes.bfloat16, dtypes.float16)
 
 
 def _numpy_matmul(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
-    np.matmul(a, b, out=out)
-    if bias is not None:
-        np.add(out, bias, out=out)
+    with np.errstate(all="ignore"):
+        np.matmul(a, b, out=out)
+        if bias is not None:
+            np.add(out, bias, out=out)
 
 
 def _product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
