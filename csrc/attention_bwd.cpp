@@ -69,6 +69,24 @@ void query_statistics(const Rows& g, const T* out, int64_t out_row, const float*
     }
 }
 
+// Rows whose query sees no key (lse = -inf) as zeros, in `copy`: their weights are 0, and 0 times a
+// NaN of theirs would reach the sums over queries.
+inline Rows without_unseeing(const Rows& x, const float* lse, int64_t lse_step, int64_t ni,
+                             int64_t dim, float* copy) {
+    bool any = false;
+    for (int64_t i = 0; i < ni; i++) any |= lse[i * lse_step] == -kInfinity;
+    if (!any) return x;
+    int64_t wide = padded(dim);
+    for (int64_t i = 0; i < ni; i++) {
+        if (lse[i * lse_step] == -kInfinity) {
+            std::fill_n(copy + i * wide, wide, 0.0f);
+        } else if (x.p != copy) {
+            std::copy_n(x.p + i * x.row, dim, copy + i * wide);
+        }
+    }
+    return {copy, wide};
+}
+
 struct Arrays {
     const Array &g, &q, &k, &v, &out, &lse, &dq, &dk, &dv;
 };
@@ -94,12 +112,16 @@ void key_head(const AttentionShape& s, const AttentionOptions& o, const Attentio
     for (int64_t h = kv * s.group(); h < (kv + 1) * s.group(); h++) {
         for (int64_t i0 = 0; i0 < s.n_queries; i0 += kQueries) {
             int64_t ni = std::min(kQueries, s.n_queries - i0), lanes = (ni + VL - 1) / VL * VL;
+            const float* lse = head_of<float>(x.lse, b, h, i0);
+            int64_t lse_step = x.lse.strides[2];
             Rows q = float_rows(head_of<T>(x.q, b, h, i0), x.q.strides[2], ni, dim, q_copy);
             Rows g = float_rows(head_of<T>(x.g, b, h, i0), x.g.strides[2], ni, dim, g_copy);
+            q = without_unseeing(q, lse, lse_step, ni, dim, q_copy);
+            g = without_unseeing(g, lse, lse_step, ni, dim, g_copy);
             transpose_rows(q, ni, dim, q_packed);
             transpose_rows(g, ni, dim, g_packed);
-            query_statistics(g, head_of<T>(x.out, b, h, i0), x.out.strides[2],
-                             head_of<float>(x.lse, b, h, i0), x.lse.strides[2], ni, dim, t);
+            query_statistics(g, head_of<T>(x.out, b, h, i0), x.out.strides[2], lse, lse_step, ni,
+                             dim, t);
             std::fill_n(dq, kQueries * wide, 0.0f);
             KeyRange range = keys_seen(s, o, i0, i0 + ni);
             for (int64_t j0 = range.first / kKeys * kKeys; j0 < range.last; j0 += kKeys) {
