@@ -449,7 +449,12 @@ class Tensor:
         """See `mg.reshape`."""
         return ops.reshape(self, shape[0] if len(shape) == 1 and not _is_int(shape[0]) else shape)
 
-    def transpose(self, axis1: int, axis2: int) -> Tensor:
+    def transpose(self, *axes: Any) -> Tensor:
+        """Axes reversed, or in the order given, as in NumPy; see `mg.transpose`."""
+        given = axes[0] if len(axes) == 1 and not _is_int(axes[0]) else axes or None
+        return ops.transpose(self, given)
+
+    def swapaxes(self, axis1: int, axis2: int) -> Tensor:
         """With two axes exchanged; see `mg.swapaxes`."""
         return ops.swapaxes(self, axis1, axis2)
 

@@ -303,7 +303,7 @@ def movements(draw: Any, shape: tuple[int, ...]) -> Callable[[Any, Any], Any]:
     widths = tuple((k, 1) if d == axis else (0, 0) for d in range(len(shape)))
 
     def split(m: Any, x: Any) -> Any:
-        return m.split(x, [k, n - k], axis)[1] if m is mg else np.split(x, [k], axis)[1]
+        return m.split(x, [k], axis)[1]
 
     if name == "split" and k > n:
         name = "flip"

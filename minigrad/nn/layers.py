@@ -155,8 +155,8 @@ class MultiheadAttention(Module):
                 qkv, self.n_heads, causal=self.causal, mask=mask, dropout=dropout
             )
         else:
-            heads = [self.n_heads, self.n_kv_heads, self.n_kv_heads]
-            q, k, v = ops.split(qkv.permute(0, 2, 1, 3), heads, axis=1)
+            ends = [self.n_heads, self.n_heads + self.n_kv_heads]
+            q, k, v = ops.split(qkv.permute(0, 2, 1, 3), ends, axis=1)
             k, v = cache.append(k, v)
             out = ops.attention(q, k, v, causal=self.causal, mask=mask, dropout=dropout)
             out = out.permute(0, 2, 1, 3)

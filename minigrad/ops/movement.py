@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ class Concat(Function):
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        parts = split(g, ctx.lengths, ctx.axis)
+        parts = Split.apply(g, lengths=ctx.lengths, axis=ctx.axis)
         return tuple(p if n else None for p, n in zip(parts, ctx.needs_input_grad, strict=True))
 
 
@@ -342,7 +343,11 @@ def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
 
 
 def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
-    """x cut along `axis` into that many equal parts, or parts of the given lengths; views."""
+    """As NumPy's: x cut along `axis` into that many equal parts, or at the given positions; views.
+
+    >>> [part.tolist() for part in split([1, 2, 3, 4, 5], [1, 4])]
+    [[1], [2, 3, 4], [5]]
+    """
     x = as_tensor(x)
     at = _axis("split", axis, x.ndim)
     length = x.shape[at]
@@ -351,9 +356,12 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
             raise ValueError(f"split: axis {at} of length {length} has no {sections} equal parts")
         lengths = [length // int(sections)] * int(sections)
     else:
-        lengths = [int(n) for n in sections]
-        if sum(lengths) != length:
-            raise ValueError(f"split: lengths {lengths} do not add up to {length} (axis {at})")
+        edges = [0, *(int(n) for n in sections), length]
+        lengths = [b - a for a, b in pairwise(edges)]
+        if min(lengths) < 0:
+            raise ValueError(
+                f"split: positions {edges[1:-1]} must rise from 0 to {length} (axis {at})"
+            )
     return list(Split.apply(x, lengths=lengths, axis=at))
 
 
@@ -381,7 +389,7 @@ def roll(x: TensorLike, shift: int, axis: int) -> Tensor:
     k = shift % n if n else 0
     if k == 0:
         return x
-    head, tail = split(x, [n - k, k], at)
+    head, tail = split(x, [n - k], at)
     return concat([tail, head], at)
 
 
