@@ -3,8 +3,8 @@
 // and dtypes or strides a kernel cannot address, is refused by name. The interpreter's lock is
 // released, and denormals are flushed, while the kernel runs.
 //
-// Not pybind11, which the core module uses: its unit took 14 of the 77 seconds that a level
-// takes to compile, three times over.
+// Not pybind11, which the core module uses: its unit took 14 of the 77 seconds that a level took to
+// compile, and a call twice as long.
 #pragma once
 
 #define PY_SSIZE_T_CLEAN
