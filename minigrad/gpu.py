@@ -17,13 +17,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import importlib.util
+import inspect
 import math
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -275,16 +277,33 @@ def compile_triton(launch: TritonLaunch, architecture: int) -> Compiled:
 
 def _build_triton(launch: TritonLaunch, architecture: int) -> Any:
     """Triton's compiled kernel."""
+    signature, constants, divisible = _specialised(launch)
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    return build_triton(launch.kernel, signature, constants, divisible, architecture, **options)
+
+
+def build_triton(
+    kernel: Any,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    divisible: Sequence[int],
+    architecture: int,
+    **options: Any,
+) -> Any:
+    """Triton's compiled kernel for types and constants by name; the arguments at the places
+    `divisible` are multiples of 16."""
     _need("triton", "Triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    signature, constants, divisible = _specialised(launch)
     attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+    source = ASTSource(kernel, signature, constants, attributes)
+    # Triton's cache knows a source by its text. Line information names the file as well, and a copy
+    # elsewhere (a second checkout, say) must not be given the first one's.
+    known = f"{source.hash()}-{inspect.getsourcefile(kernel.fn)}"
+    source.hash = lambda: hashlib.sha256(known.encode()).hexdigest()
     target = GPUTarget("cuda", architecture, 32)
-    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
-    options["enable_fp_fusion"] = True
-    return compile(ASTSource(launch.kernel, signature, constants, attributes), target, options)
+    return compile(source, target, {"enable_fp_fusion": True, **options})
 
 
 def _specialised(

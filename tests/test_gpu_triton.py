@@ -3,10 +3,12 @@ compiled for every architecture within budgets. Both need Triton, and no GPU."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,3 +120,23 @@ def test_specialisation_is_the_launch_s() -> None:
     odd = zeros("float32", 64, 1023)
     kernel = gpu.compile_triton(softmax.describe_softmax_fwd(odd, odd), 80)
     assert "ld.global.v4" not in kernel.ptx
+
+
+@pytest.mark.skipif(INTERPRETING, reason="the interpreter is on")
+def test_line_information_names_this_copy(tmp_path: Path) -> None:
+    """Of two copies of one source, the second is not given the first one's compiled kernel."""
+    source = (
+        "import triton\nimport triton.language as tl\n\n\n"
+        "@triton.jit\ndef fill(out):\n    tl.store(out, 1.0)\n"
+    )
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        path = folder / "copied_kernel.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        start = gpu.TritonLaunch(module.fill, (1, 1, 1), [zeros("float32", 1)], {})
+        assert f'"{path}"' in gpu.compile_triton(start, 80).ptx

@@ -118,32 +118,21 @@ def cuda_ptx(
 
 
 def _triton(launch: gpu.TritonLaunch, architecture: int, debug: bool) -> Program:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as build
-
     signature: dict[str, str] = {}
     constants: dict[Any, Any] = {}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
+    divisible = []
     for i, (name, value) in enumerate(zip(launch.kernel.arg_names, launch.arguments, strict=False)):
         signature[name] = type_of(value)
         if signature[name] == "constexpr":
             constants[name] = value
         elif isinstance(value, np.ndarray) or (isinstance(value, int) and value % 16 == 0):
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            divisible.append(i)
     for name, value in launch.constants.items():
         signature[name], constants[name] = "constexpr", value
-    options = {
-        "num_warps": launch.num_warps,
-        "num_stages": launch.num_stages,
-        "enable_fp_fusion": True,
-        "debug": debug,
-    }
-    built = build(
-        ASTSource(launch.kernel, signature, constants, attributes),
-        GPUTarget("cuda", architecture, 32),
-        options,
-    )
+    built = gpu.build_triton(
+        launch.kernel, signature, constants, divisible, architecture,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, debug=debug,
+    )  # fmt: skip
     text = built.asm["ptx"]
     # Warp specialisation adds warps to those asked for; the entry says how many there are.
     threads = re.search(r"\.reqntid (\d+)", text)
