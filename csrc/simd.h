@@ -103,6 +103,17 @@ MG_INLINE vf at_most(vf x, float high) {
 #endif
 }
 
+// max(x, 0), in one instruction; NaN stays NaN.
+MG_INLINE vf positive_part(vf x) {
+#if defined(MG_AVX512)
+    return (vf)_mm512_max_ps((__m512)vf{}, (__m512)x);
+#elif defined(MG_AVX2)
+    return (vf)_mm256_max_ps((__m256)vf{}, (__m256)x);
+#else
+    return select(x < vf{}, vf{}, x);
+#endif
+}
+
 MG_INLINE vf sqrt(vf x) {
 #if defined(MG_AVX512)
     return (vf)_mm512_sqrt_ps((__m512)x);

@@ -220,11 +220,9 @@ constexpr float kNormalEnd = 13.2f;
 
 // x Φ(x) within 4 ULP from -1 on, 7 in the negative tail (where x Φ(x) is normal).
 MG_INLINE vf gelu(vf x) {
-    // The product takes a limited x, too: infinity times 0 is NaN.
-    vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd), z = abs(near);
-    vf tail = (near * exp_half_square(z)) * normal_tail(z);
-    tail = select(z == broadcast(kNormalEnd), vf{}, tail);
-    return select(x < vf{}, tail, x - tail);
+    // max(x, 0) - |x| Φ(-|x|); at the limit the latter is denormal, so it is flushed to 0.
+    vf z = at_most(abs(x), kNormalEnd);
+    return positive_part(x) - (z * exp_half_square(z)) * normal_tail(z);
 }
 MG_INLINE double gelu(double x) {
     if (x == -std::numeric_limits<double>::infinity()) return 0.0;
