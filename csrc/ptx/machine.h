@@ -117,7 +117,6 @@ struct Limits {
     u64 steps = 20'000'000'000ull;  // warp instructions
     u32 nesting = 64;
     u32 resident = 64;
-    u32 reports = 16;
     u64 print_bytes = 1 << 20;
 };
 
