@@ -257,6 +257,7 @@ struct Warp {
 
     CopyGroup open;  // copies not yet committed
     std::deque<CopyGroup> groups;
+    std::vector<Copy> landed;         // empty: the memory of a group that is done, for the next one
     std::vector<BulkCopy> bulk_open;  // stores not yet committed
     std::deque<BulkGroup> bulk_groups;
     std::vector<u8> local;  // [lane][local_bytes]
