@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
 import minigrad as mg
 from minigrad import nn
 
@@ -36,3 +39,27 @@ def test_a_frozen_parameter_stays_in_the_state() -> None:
     model.load_state_dict(model.state_dict())
     model.layers[1].weight = mg.ones((2, 2))  # a plain tensor in its place is no parameter
     assert "layers.1.weight" not in names(model)[0]
+
+
+def test_to_converts_in_place_and_keeps_ties() -> None:
+    layer = Layer()
+    both = nn.Sequential(layer, Layer())
+    both.layers[1].weight = layer.weight
+    assert both.to("bfloat16") is both
+    assert both.layers[1].weight is layer.weight
+    assert [p.dtype.name for p in both.parameters()] == ["bfloat16"]
+    assert all(p.requires_grad and p.is_leaf for p in both.parameters())
+    assert layer.average.dtype.name == "bfloat16"
+    assert layer.table.dtype.name == "int64"
+    with pytest.raises(TypeError, match="expected a floating dtype, got int32"):
+        both.to("int32")
+
+
+def test_to_multiplies_by_the_converted_weight() -> None:
+    """Not by a packed copy of the one before."""
+    layer = nn.Linear(40, 40, bias=False)
+    x = mg.randn((8, 40))
+    layer(x)
+    want = layer.to("bfloat16").weight.numpy().astype(np.float64)
+    got = layer.to("float32")(x).numpy()
+    np.testing.assert_allclose(got, x.numpy().astype(np.float64) @ want.T, rtol=0, atol=1e-5)

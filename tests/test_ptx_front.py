@@ -229,6 +229,14 @@ def test_calls() -> None:
     assert {int(x) for x in stores["imm"]} == {int(x) for x in loads["imm"]}
 
 
+def test_displacements_wrap() -> None:
+    """As the addresses that they are part of."""
+    declared = ".shared .b8 d[16], e[16]; .reg .b32 %r;"
+    found = decoded(f"{declared}\nst.shared.b32 [e+0x7fffffffffffffff], %r;")
+    [store] = found.instructions[found.instructions["op"] == isa.OPS["ST"]]
+    assert store["imm"] == 16 - 2**63 - 1
+
+
 # ---- what is refused, with its line ----
 
 REFUSED = {
@@ -245,6 +253,10 @@ REFUSED = {
     "a float where integers are": ("add.s16 %h, %h, 0f3F800000;", "floating-point immediate"),
     "a function that is not there": ("call.uni nothing, ();", "nothing, which is not in the text"),
     "text in between": ("hello world", "expected an instruction|cannot read"),
+    "two types": (
+        "tensormap.replace.tile.rank.global.b1024.b32.b64 [%rd0], 1;",
+        "1 type expected, 2 given",
+    ),
     "a number too large": ("mov.b32 %r0, 99999999999999999999999;", "cannot read the operand"),
 }
 

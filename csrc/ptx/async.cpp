@@ -27,10 +27,15 @@ namespace {
 
 void land(Warp& w, const Copy& copy) {
     Block& b = *w.block;
-    std::memcpy(b.shared.data() + copy.to, copy.data, copy.bytes);
-    in_flight(b, -i64(copy.bytes));
-    if (!b.checking) return;
-    std::memset(b.state.data() + copy.to, kInit, copy.bytes);
+    u8* to = b.shared.data() + copy.to;
+    u8* state = b.state.data() + copy.to;
+    if (copy.bytes == 16) {
+        std::memcpy(to, copy.data, 16);
+        if (b.checking) std::memset(state, kInit, 16);
+    } else {
+        std::memcpy(to, copy.data, copy.bytes);
+        if (b.checking) std::memset(state, kInit, copy.bytes);
+    }
     if (!b.racing) return;
     u64 mine = entry_for(b, w.id, copy.instruction, false);
     for (u32 i = copy.to >> 2; i <= (copy.to + copy.bytes - 1) >> 2; ++i) b.writers[i] = mine;
@@ -48,6 +53,8 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
     addresses(w, c, to);
     u32 reading = 0;
     auto& copies = w.open.copies;
+    std::size_t n = copies.size();
+    copies.resize(n + std::size_t(__builtin_popcount(mask)));
     const Range* range = nullptr;  // of the lane before
     for (u32 m = mask; m; m &= m - 1) {
         int l = first_lane(m);
@@ -57,8 +64,7 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
             fail(Kind::ILLEGAL, l, wanted,
                  "cp.async of " + std::to_string(bytes) + " bytes with a source of " +
                      std::to_string(wanted));
-        copies.emplace_back();
-        Copy& copy = copies.back();
+        Copy& copy = copies[n++];
         copy.lane = u32(l);
         copy.bytes = bytes;
         copy.instruction = c->index;
@@ -107,14 +113,17 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
 
 void land_for(Warp& w, std::vector<Copy>& copies, u32 lanes) {
     std::size_t kept = 0;
+    i64 bytes = 0;
     for (std::size_t i = 0; i < copies.size(); ++i) {
         if (lanes >> copies[i].lane & 1) {
             land(w, copies[i]);
+            bytes += copies[i].bytes;
         } else {
             copies[kept++] = copies[i];
         }
     }
     copies.resize(kept);
+    in_flight(*w.block, -bytes);
 }
 
 const Code* commit(Warp& w, const Code* c, u32 mask) {
@@ -122,6 +131,7 @@ const Code* commit(Warp& w, const Code* c, u32 mask) {
     group.mask = mask;
     if (mask == w.live) {
         group.copies.swap(w.open.copies);
+        w.open.copies.swap(w.landed);
     } else {
         std::vector<Copy> kept;
         for (const Copy& copy : w.open.copies)
@@ -148,7 +158,11 @@ void wait_groups(Warp& w, u32 mask, u32 newest) {
         land_for(w, group.copies, ready[g]);
         group.mask &= ~ready[g];
     }
-    while (!w.groups.empty() && w.groups.front().mask == 0) w.groups.pop_front();
+    while (!w.groups.empty() && w.groups.front().mask == 0) {
+        w.landed.swap(w.groups.front().copies);
+        w.landed.clear();  // copies of lanes that exited before they waited
+        w.groups.pop_front();
+    }
 }
 
 const Code* wait(Warp& w, const Code* c, u32 mask) {

@@ -118,8 +118,6 @@ py::dict launch(const Program& program, std::array<u32, 3> grid, std::array<u32,
             l.limits.nesting = static_cast<u32>(x);
         } else if (name == "resident") {
             l.limits.resident = static_cast<u32>(std::max<u64>(1, x));
-        } else if (name == "reports") {
-            l.limits.reports = static_cast<u32>(x);
         } else if (name == "print_bytes") {
             l.limits.print_bytes = x;
         } else {

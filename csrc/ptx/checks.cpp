@@ -245,8 +245,8 @@ u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align
 void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to) {
     Block& b = *w.block;
     u64 limit = b.shared_bytes >= 16 ? b.shared_bytes - 16 : 0, bad = b.shared_bytes < 16;
-    for (u32 m = mask; m; m &= m - 1)
-        bad |= u64(at[first_lane(m)] > limit) | (at[first_lane(m)] & 15);
+    // All lanes, as that vectorises: those outside of the mask only make it look closer.
+    for (int l = 0; l < kLanes; ++l) bad |= u64(at[l] > limit) | (at[l] & 15);
     for (u32 m = bad ? mask : 0; m; m &= m - 1)
         shared_bounds(w, first_lane(m), at[first_lane(m)], 16, 16, access);
     if (b.checking && access != Access::WRITE) touch_read16(w, c, mask, at);

@@ -7,7 +7,12 @@
 // a clock not below the other's stamp (vector clocks over barriers, mbarriers and atomics).
 #pragma once
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "machine.h"
+#include "numeric.h"
 
 namespace ptx {
 
@@ -64,29 +69,49 @@ inline void touch_read(Warp& w, const Code* c, int lane, u32 at, u32 bytes) {
 }
 
 // The common cases in few instructions: 16 aligned bytes.
+
+typedef u64 U2 __attribute__((vector_size(16)));
+typedef u64 U4 __attribute__((vector_size(32)));
+
+template <class V>
+PTX_INLINE V load_vector(const void* p) {
+    V x;
+    std::memcpy(&x, p, sizeof(x));
+    return x;
+}
+PTX_INLINE bool any(U4 x) {
+#if defined(__AVX2__)
+    return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+    return (x[0] | x[1] | x[2] | x[3]) != 0;
+#endif
+}
+
 inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
     Block& b = *w.block;
     const u8* state = b.state.data();
     u64 want = b.state_want, look = b.state_mask;
-    u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
-    const u64* all_writers = b.writers.data();
-    u64* all_readers = b.readers.data();
-    bool racing = b.racing;
-    for (u32 m = mask; m; m &= m - 1) {
-        int l = first_lane(m);
-        u64 x, y;
-        std::memcpy(&x, state + at[l], 8);
-        std::memcpy(&y, state + at[l] + 8, 8);
-        if (__builtin_expect((((x & look) ^ want) | ((y & look) ^ want)) != 0, 0))
-            report_state(w, c, l, u32(at[l]), 16, false);
-        if (!racing) continue;
-        const u64* writers = all_writers + (at[l] >> 2);
-        u64* readers = all_readers + (at[l] >> 2);
-        bool fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) |
-                     (writers[3] >= safe);
-        if (fresh) touch_read(w, c, l, u32(at[l]), 16);
-        readers[0] = readers[1] = readers[2] = readers[3] = mine;
+    U2 bad{};
+    if (!b.racing) {
+        for (u32 m = mask; m; m &= m - 1)
+            bad |= (load_vector<U2>(state + at[first_lane(m)]) & look) ^ want;
+    } else {
+        u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
+        const u64* writers = b.writers.data();
+        u64* readers = b.readers.data();
+        const U4 entries = {mine, mine, mine, mine};
+        U4 fresh{};
+        for (u32 m = mask; m; m &= m - 1) {
+            u64 x = at[first_lane(m)];
+            bad |= (load_vector<U2>(state + x) & look) ^ want;
+            fresh |= (U4)(load_vector<U4>(writers + (x >> 2)) >= safe);
+            std::memcpy(readers + (x >> 2), &entries, sizeof(entries));
+        }
+        bad[0] |= any(fresh);
     }
+    // Something may be wrong: each lane is looked at on its own.
+    for (u32 m = __builtin_expect((bad[0] | bad[1]) != 0, 0) ? mask : 0; m; m &= m - 1)
+        touch_read(w, c, first_lane(m), u32(at[first_lane(m)]), 16);
 }
 
 inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 set = kInit) {
@@ -122,22 +147,19 @@ inline void touch_write16(Warp& w, const Code* c, int lane, u32 at, u8 set = kIn
     std::memcpy(&x, b.state.data() + at, 8);
     std::memcpy(&y, b.state.data() + at + 8, 8);
     if (((x | y) & (kPending | kReading) * kEveryByte) != 0) report_state(w, c, lane, at, 16, true);
-    u64 safe = (u64(w.safe) + 1) << 39;
-    u64* writers = b.writers.data() + (at >> 2);
-    const u64* readers = b.readers.data() + (at >> 2);
-    bool fresh = b.racing;
-    if (fresh) {
-        fresh = (writers[0] >= safe) | (writers[1] >= safe) | (writers[2] >= safe) |
-                (writers[3] >= safe) | (readers[0] >= safe) | (readers[1] >= safe) |
-                (readers[2] >= safe) | (readers[3] >= safe);
+    if (b.racing) {
+        u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
+        u64* writers = b.writers.data() + (at >> 2);
+        const u64* readers = b.readers.data() + (at >> 2);
+        if (any((U4)(load_vector<U4>(writers) >= safe) | (U4)(load_vector<U4>(readers) >= safe)))
+            return touch_write(w, c, lane, at, 16, set);
+        const U4 entries = {mine, mine, mine, mine};
+        std::memcpy(writers, &entries, sizeof(entries));
     }
-    if (fresh) return touch_write(w, c, lane, at, 16, set);
     x |= set * kEveryByte;
     y |= set * kEveryByte;
     std::memcpy(b.state.data() + at, &x, 8);
     std::memcpy(b.state.data() + at + 8, &y, 8);
-    if (b.racing)
-        writers[0] = writers[1] = writers[2] = writers[3] = entry_for(b, w.id, c->index, false);
 }
 
 // ---- addresses ----

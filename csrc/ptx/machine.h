@@ -117,7 +117,6 @@ struct Limits {
     u64 steps = 20'000'000'000ull;  // warp instructions
     u32 nesting = 64;
     u32 resident = 64;
-    u32 reports = 16;
     u64 print_bytes = 1 << 20;
 };
 
@@ -258,6 +257,7 @@ struct Warp {
 
     CopyGroup open;  // copies not yet committed
     std::deque<CopyGroup> groups;
+    std::vector<Copy> landed;         // empty: the memory of a group that is done, for the next one
     std::vector<BulkCopy> bulk_open;  // stores not yet committed
     std::deque<BulkGroup> bulk_groups;
     std::vector<u8> local;  // [lane][local_bytes]

@@ -187,12 +187,30 @@ const Code* mma_double(Warp& w, const Code* c, u32 mask) {
 // ---- between shared memory and fragments ----
 
 void transpose_halves(u8* matrix) {
+#if defined(__AVX2__)
+    __m128i r[8], t[8];
+    for (int i = 0; i < 8; ++i) r[i] = _mm_load_si128(reinterpret_cast<__m128i*>(matrix) + i);
+    for (int i = 0; i < 4; ++i) {  // rows i and i + 4, interleaved; three times is a transpose
+        t[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
+        t[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        r[2 * i] = _mm_unpacklo_epi16(t[i], t[i + 4]);
+        r[2 * i + 1] = _mm_unpackhi_epi16(t[i], t[i + 4]);
+    }
+    for (int i = 0; i < 4; ++i) {
+        t[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
+        t[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
+    }
+    for (int i = 0; i < 8; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(matrix) + i, t[i]);
+#else
     u16 x[64], y[64];
     std::memcpy(x, matrix, 128);
     for (int i = 0; i < 8; ++i) {
         for (int j = 0; j < 8; ++j) y[j * 8 + i] = x[i * 8 + j];
     }
     std::memcpy(matrix, y, 128);
+#endif
 }
 
 void row_addresses(Warp& w, const Code* c, Access access, u8** to) {

@@ -141,6 +141,21 @@ class Module:
     def eval(self) -> Module:
         return self.train(False)
 
+    def to(self, dtype: Any) -> Module:
+        """Converts floating parameters and buffers to `dtype`, in place: they stay the same tensors
+        (so ties last) and lose their gradients. Optimizers take float32 and float64 only: in half
+        precision they need a float32 copy of the parameters. Returns self."""
+        wanted = dtypes.as_dtype(dtype)
+        if not dtypes.is_floating(wanted):
+            raise TypeError(
+                f"{type(self).__name__}.to: expected a floating dtype, got {wanted.name}"
+            )
+        for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            if dtypes.is_floating(tensor.dtype):
+                tensor._array, tensor._storage = tensor.detach().to(wanted)._array, None
+                tensor.grad = None
+        return self
+
     def apply(self, function: Callable[[Module], None]) -> Module:
         """Calls `function` on this module and all below it. Returns self."""
         for _, module in self.modules():

@@ -616,7 +616,7 @@ class _Decoder:
             )  # fmt: skip
         if own in (SPACES["GLOBAL"], SPACES["CONST"]):
             return self.constant(64, value), offset, FLAGS["A64"], own
-        return self.constant(32, 0), value + offset, 0, own
+        return self.constant(32, 0), _signed((value + offset) & 0xFFFF_FFFF_FFFF_FFFF), 0, own
 
     def whole_address(self, arg: Any, space: int, instruction: Instruction) -> tuple[int, bool]:
         """The row of an address with its displacement added, and whether it has 64 bits."""

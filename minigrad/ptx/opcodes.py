@@ -456,7 +456,8 @@ def _tensormap(name: str, words: Words) -> Plan:
         "elemtype", "interleave_layout", "swizzle_mode", "fill_mode",
     )  # fmt: skip
     sub = fields.index(words.need(*fields))
-    [kind] = [word for word in words.types if word != "b1024"] or ["b32"]
+    words.types = [word for word in words.types if word != "b1024"] or ["b32"]
+    [kind] = words.type()
     return Plan(
         "TENSORMAP_REPLACE", type=PTX_TYPES[kind], sub=sub, space=space, width=_width(kind),
         special="tensormap",

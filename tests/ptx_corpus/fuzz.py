@@ -1,18 +1,17 @@
 """Malformed and mutated PTX: the machine must refuse it, report it, stop at a limit, or run it.
 
-    python tests/ptx_corpus/fuzz.py [--count 2000] [--seed 0] [--only N]
+    python tests/ptx_corpus/fuzz.py [--count 2000] [--seed 0] [--only N] [--executor FILE]
 
 Each mutant's number and length go to standard error before it runs, so that the last line of a run
-that died names the one to blame; `--only` runs that one and shows its text. For 100,000 mutants
-under the sanitizers, build the extension with `-fsanitize=address,undefined` and start this with
-`LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"`,
-`ASAN_OPTIONS=detect_leaks=0`, and `LD_LIBRARY_PATH` naming the folder of NVRTC's libraries, which
-the sanitizer's loader does not find beside one another.
+that died names the one to blame; `--only` runs that one and shows its text. `--executor` takes the
+extension module from a file: `.ci/sanitized [--count 100000]` builds one with the address and
+undefined-behaviour sanitizers and runs the mutants on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import random
 import re
@@ -198,12 +197,26 @@ def fuzz(count: int, seed: int, only: int | None = None) -> Counter[str]:
     return ends
 
 
+def use_executor(path: Path) -> None:
+    """Makes the module in a file the one that programs run on."""
+    name = f"minigrad.{path.name.partition('.')[0]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    os.environ["MINIGRAD_ISA"] = name.rpartition("_")[2]
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int)
+    parser.add_argument("--executor", type=Path)
     chosen = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if chosen.executor:
+        use_executor(chosen.executor)
     result = fuzz(chosen.count, chosen.seed, chosen.only)
     print(" ".join(f"{name}={n}" for name, n in sorted(result.items())))
