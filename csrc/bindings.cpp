@@ -75,6 +75,7 @@ static std::vector<PyMethodDef> list_kernels() {
 
     KERNEL(peak_fma, (A counted));
     KERNEL(sum_squares, (List arrays, A out));
+    KERNEL(scale, (List arrays, A factor));
     KERNEL(sgd, (List params, List grads, List momenta, A hyper));
     KERNEL(adam, (List params, List grads, List means, List squares, A hyper));
     KERNEL(rmsprop, (List params, List grads, List squares, List momenta, A hyper));

@@ -104,6 +104,10 @@ LARGE: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         lambda x: mg.cross_entropy(x, mg.tensor(np.arange(2000) % 130), label_smoothing=0.1),
         ((2000, 130),),
     ),
+    "linear_cross_entropy": (
+        lambda x, w, b: mg.linear_cross_entropy(x, w, mg.tensor(np.arange(600) % 130), b),
+        ((600, 33), (130, 33), (130,)),
+    ),
     "dropout": (lambda x: mg.dropout(x, 0.3), ((333, 777),)),
     "random": (lambda x: x + mg.randn((333, 777)) + mg.rand((333, 777)), ((333, 777),)),
     "gather": (

@@ -21,6 +21,7 @@ from minigrad.ops.bias_gelu import *
 from minigrad.ops.matmul import *
 from minigrad.ops.layer_norm import *
 from minigrad.ops.cross_entropy import *
+from minigrad.ops.linear_cross_entropy import *
 from minigrad.ops.attention import *
 from minigrad.ops.rotary import *
 
