@@ -12,6 +12,7 @@ import numpy as np
 
 from minigrad import autograd, nn, ops
 from minigrad.random import Generator
+from minigrad.recompute import checkpoint_activations
 from minigrad.tensor import Tensor
 
 # From here on the loss is made without the whole logits: measured at 8192 and 50257 classes, as
@@ -57,7 +58,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, stream: Tensor, update: Tensor | None, cache: nn.KVCache | None = None
+        self, stream: Tensor, update: Tensor | None = None, cache: nn.KVCache | None = None
     ) -> tuple[Tensor, Tensor]:
         if update is None:
             normed = self.norm1(stream)
@@ -69,10 +70,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens (B, T) → logits (B, T, vocab_size)."""
+    """Tokens (B, T) → logits (B, T, vocab_size). With `checkpoint_activations` a block keeps only
+    its inputs for backward and is computed again there."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        self.config = config
+    def __init__(self, config: GPTConfig, checkpoint_activations: bool = False) -> None:
+        self.config, self.checkpoint_activations = config, checkpoint_activations
         self.token = nn.Embedding(config.vocab_size, config.dim)
         self.position = nn.Embedding(config.seq_len, config.dim)
         self.dropout = nn.Dropout(config.dropout)
@@ -101,7 +103,11 @@ class GPT(nn.Module):
         stream = self.dropout(self.token(tokens) + self.position.weight[start : start + length])
         update = None
         for i, block in enumerate(self.blocks):
-            stream, update = block(stream, update, caches[i] if caches else None)
+            if self.checkpoint_activations and caches is None:
+                given = (stream,) if update is None else (stream, update)
+                stream, update = checkpoint_activations(block, *given)
+            else:
+                stream, update = block(stream, update, caches[i] if caches else None)
         if update is None:
             return self.norm(stream)
         return self.norm(update, stream)[0]
