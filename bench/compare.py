@@ -20,7 +20,10 @@ from minigrad.train.config import SIZES
 
 
 def jobs() -> list[argparse.Namespace]:
-    steps = [argparse.Namespace(subject="step", size=size) for size in SIZES]
+    steps = [
+        argparse.Namespace(subject="step", size=size, checkpoint_activations=False)
+        for size in SIZES
+    ]
     kernels = [
         argparse.Namespace(
             subject="kernel", name=kind, shape=",".join(str(n) for n in shape), what=what

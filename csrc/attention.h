@@ -10,6 +10,7 @@
 #pragma once
 
 #include <limits>
+#include <vector>
 
 #include "matmul_kernel.h"
 #include "philox.h"
@@ -23,6 +24,7 @@ constexpr int64_t kKeys = 64;
 
 struct AttentionShape {
     int64_t batch, heads, kv_heads, n_queries, n_keys, dim;
+    int64_t first_weight = 0;  // the index of its first weight in the stream of dropout
     int64_t group() const { return heads / kv_heads; }
 };
 
@@ -35,11 +37,35 @@ struct AttentionOptions {
 };
 
 struct AttentionMask {
-    const Array& mask;
-    const Array& bias;
+    Array mask, bias;
 };
 
 AttentionShape attention_shape(const char* kernel, const Array& q, const Array& k, const Array& v);
+
+// ---- packed batches: arrays (total, H, D), sequence after sequence ----
+
+// A sequence as a batch of one, and where its queries and keys start.
+struct Sequence {
+    AttentionShape shape;
+    int64_t q_start, k_start;
+};
+std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const Array& k,
+                                       const Array& v, const Array& cu_seqlens_q,
+                                       const Array& cu_seqlens_k);
+
+// The tokens [start, start + length) of (total, H, D) as (1, H, length, D).
+inline Array sequence_of(const Array& x, int64_t start, int64_t length) {
+    Array y = x;
+    y.ndim = 4;
+    y.data = x.data + start * x.strides[0] * itemsize(x.dtype);
+    const int64_t shape[] = {1, x.shape[1], length, x.shape[2]};
+    const int64_t strides[] = {0, x.strides[1], x.strides[0], x.strides[2]};
+    for (int d = 0; d < 4; d++) {
+        y.shape[d] = shape[d];
+        y.strides[d] = strides[d];
+    }
+    return y;
+}
 
 // ---- float64, plain: attention_f64.cpp ----
 
@@ -145,8 +171,8 @@ inline void fill_dropout(const AttentionShape& s, const AttentionOptions& o, int
     for (int64_t i = 0; i < ni; i++) {
         int64_t row = (b * s.heads + h) * s.n_queries + i0 + i;
         philox_words(o.key,
-                     static_cast<uint64_t>(row) * static_cast<uint64_t>(s.n_keys) +
-                         static_cast<uint64_t>(j0),
+                     static_cast<uint64_t>(s.first_weight + j0) +
+                         static_cast<uint64_t>(row) * static_cast<uint64_t>(s.n_keys),
                      nj, words);
         for (int64_t j = 0; j < nj; j++)
             factor[j * kQueries + i] = words[j] >= threshold ? kept : 0.0f;

@@ -87,13 +87,16 @@ inline Rows without_unseeing(const Rows& x, const float* lse, int64_t lse_step, 
     return {copy, wide};
 }
 
-struct Arrays {
-    const Array &g, &q, &k, &v, &out, &lse, &dq, &dk, &dv;
+// A batch of sequences of one length.
+struct Part {
+    AttentionShape s;
+    Array g, q, k, v, out, lse, dq, dk, dv;
 };
 
 template <class T>
-void key_head(const AttentionShape& s, const AttentionOptions& o, const AttentionMask& m,
-              const Arrays& x, int64_t b, int64_t kv) {
+void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, int64_t b,
+              int64_t kv) {
+    const AttentionShape& s = x.s;
     int64_t dim = s.dim, wide = padded(dim);
     Scratch<float> sums(2 * s.n_keys * wide + 1);
     float *dk = sums.get(), *dv = dk + s.n_keys * wide;
@@ -156,6 +159,31 @@ void key_head(const AttentionShape& s, const AttentionOptions& o, const Attentio
     store_rows(dv, wide, s.n_keys, dim, head_of<T>(x.dv, b, kv, 0), x.dv.strides[2]);
 }
 
+void backward(const std::vector<Part>& parts, const AttentionOptions& o, const AttentionMask& m,
+              DType dtype) {
+    if (dtype == DType::f64) {
+        for (const Part& p : parts)
+            attention_bwd_f64(p.s, p.g, p.q, p.k, p.v, m, p.lse, p.dq, p.dk, p.dv, o);
+        return;
+    }
+    struct Task {
+        const Part* part;
+        int64_t head;
+    };
+    std::vector<Task> tasks;
+    for (const Part& p : parts)
+        for (int64_t head = 0; head < p.s.batch * p.s.kv_heads; head++) tasks.push_back({&p, head});
+    for_float_dtype("attention_bwd", dtype, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (!std::is_same_v<T, double>)
+            parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+                const Task& t = tasks[static_cast<size_t>(task)];
+                int64_t kv_heads = t.part->s.kv_heads;
+                key_head<T>(*t.part, o, m, t.head / kv_heads, t.head % kv_heads);
+            });
+    });
+}
+
 }  // namespace
 
 void attention_bwd(const Array& g, const Array& q, const Array& k, const Array& v,
@@ -166,16 +194,27 @@ void attention_bwd(const Array& g, const Array& q, const Array& k, const Array& 
     attention_shape("attention_bwd", g, dk, dv);
     attention_shape("attention_bwd", dq, k, v);
     AttentionOptions o{scale, causal, window, dropout_p, rng ? philox_key(rng) : PhiloxKey{}};
-    AttentionMask m{mask, bias};
-    if (q.dtype == DType::f64) return attention_bwd_f64(s, g, q, k, v, m, lse, dq, dk, dv, o);
-    Arrays x{g, q, k, v, out, lse, dq, dk, dv};
-    for_float_dtype("attention_bwd", q.dtype, [&](auto type) {
-        using T = decltype(type);
-        if constexpr (!std::is_same_v<T, double>)
-            parallel_for(s.batch * s.kv_heads, [&](int64_t task) {
-                key_head<T>(s, o, m, x, task / s.kv_heads, task % s.kv_heads);
-            });
-    });
+    backward({{s, g, q, k, v, out, lse, dq, dk, dv}}, o, {mask, bias}, q.dtype);
+}
+
+// Shapes as in attention_varlen_fwd; each gradient as what it is the gradient of.
+void attention_varlen_bwd(const Array& g, const Array& q, const Array& k, const Array& v,
+                          const Array& cu_seqlens_q, const Array& cu_seqlens_k, const Array& out,
+                          const Array& lse, const Array& dq, const Array& dk, const Array& dv,
+                          double scale, bool causal, int64_t window, double dropout_p,
+                          const Array& rng) {
+    AttentionOptions o{scale, causal, window, dropout_p, rng ? philox_key(rng) : PhiloxKey{}};
+    packed_sequences("attention_varlen_bwd", g, dk, dv, cu_seqlens_q, cu_seqlens_k);
+    packed_sequences("attention_varlen_bwd", dq, k, v, cu_seqlens_q, cu_seqlens_k);
+    std::vector<Part> parts;
+    for (const Sequence& x :
+         packed_sequences("attention_varlen_bwd", q, k, v, cu_seqlens_q, cu_seqlens_k)) {
+        auto queries = [&](const Array& a) { return sequence_of(a, x.q_start, x.shape.n_queries); };
+        auto keys = [&](const Array& a) { return sequence_of(a, x.k_start, x.shape.n_keys); };
+        parts.push_back({x.shape, queries(g), queries(q), keys(k), keys(v), queries(out),
+                         queries(lse), queries(dq), keys(dk), keys(dv)});
+    }
+    backward(parts, o, {Array{}, Array{}}, q.dtype);
 }
 
 }  // namespace mg

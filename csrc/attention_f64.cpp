@@ -41,7 +41,8 @@ void row_factors(const AttentionShape& s, const AttentionOptions& o, int64_t b, 
     if (o.dropout == 0) return;
     std::vector<uint32_t> words(f.size());
     auto row = static_cast<uint64_t>((b * s.heads + h) * s.n_queries + i);
-    philox_words(o.key, row * static_cast<uint64_t>(s.n_keys), s.n_keys, words.data());
+    auto first = static_cast<uint64_t>(s.first_weight) + row * static_cast<uint64_t>(s.n_keys);
+    philox_words(o.key, first, s.n_keys, words.data());
     for (size_t j = 0; j < f.size(); j++)
         f[j] = words[j] >= dropout_threshold(o.dropout) ? 1.0 / (1.0 - o.dropout) : 0.0;
 }

@@ -22,6 +22,39 @@ AttentionShape attention_shape(const char* kernel, const Array& q, const Array& 
     return s;
 }
 
+std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const Array& k,
+                                       const Array& v, const Array& cu_seqlens_q,
+                                       const Array& cu_seqlens_k) {
+    auto fail = [&](const char* what) {
+        throw std::invalid_argument(std::string(kernel) + ": " + what);
+    };
+    for (const Array* x : {&q, &k, &v})
+        if (x->ndim != 3) fail("expected q, k, v of three dimensions (total, H, D)");
+    for (const Array* x : {&cu_seqlens_q, &cu_seqlens_k})
+        if (x->ndim != 1 || x->dtype != DType::i64 || !x->contiguous() || x->shape[0] < 1)
+            fail("expected contiguous cu_seqlens of int64");
+    if (cu_seqlens_q.shape[0] != cu_seqlens_k.shape[0])
+        fail("expected cu_seqlens_q and cu_seqlens_k of one length");
+    AttentionShape whole =
+        attention_shape(kernel, sequence_of(q, 0, q.shape[0]), sequence_of(k, 0, k.shape[0]),
+                        sequence_of(v, 0, v.shape[0]));
+    const int64_t *at_q = cu_seqlens_q.ptr<int64_t>(), *at_k = cu_seqlens_k.ptr<int64_t>();
+    std::vector<Sequence> out;
+    int64_t weights = 0;
+    for (int64_t b = 0; b + 1 < cu_seqlens_q.shape[0]; b++) {
+        AttentionShape s = whole;
+        s.n_queries = at_q[b + 1] - at_q[b];
+        s.n_keys = at_k[b + 1] - at_k[b];
+        s.first_weight = weights;
+        bool inside = at_q[b] >= 0 && at_k[b] >= 0 && s.n_queries >= 0 && s.n_keys >= 0 &&
+                      at_q[b + 1] <= q.shape[0] && at_k[b + 1] <= k.shape[0];
+        if (!inside) fail("cu_seqlens run backwards, or beyond the tokens");
+        weights += s.heads * s.n_queries * s.n_keys;
+        out.push_back({s, at_q[b], at_k[b]});
+    }
+    return out;
+}
+
 namespace {
 
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
@@ -120,6 +153,42 @@ void query_tile(const AttentionShape& s, const AttentionOptions& o, const Attent
     store_rows(acc, wide, ni, dim, head_of<T>(out, b, h, i0), out.strides[2]);
 }
 
+// A batch of sequences of one length.
+struct Part {
+    AttentionShape s;
+    Array q, k, v, out, lse;
+};
+
+void forward(const std::vector<Part>& parts, const AttentionOptions& o, const AttentionMask& m,
+             DType dtype) {
+    if (dtype == DType::f64) {
+        for (const Part& p : parts) attention_fwd_f64(p.s, p.q, p.k, p.v, m, p.out, p.lse, o);
+        return;
+    }
+    struct Task {
+        const Part* part;
+        int64_t head, i0;
+    };
+    std::vector<Task> tasks;
+    int64_t longest = 0;
+    for (const Part& p : parts) longest = std::max(longest, p.s.n_queries);
+    // The last query tiles see the most keys: they go first.
+    for (int64_t i0 = (longest + kQueries - 1) / kQueries * kQueries; (i0 -= kQueries) >= 0;)
+        for (const Part& p : parts)
+            for (int64_t head = 0; i0 < p.s.n_queries && head < p.s.batch * p.s.heads; head++)
+                tasks.push_back({&p, head, i0});
+    for_float_dtype("attention_fwd", dtype, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (!std::is_same_v<T, double>)
+            parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+                const Task& t = tasks[static_cast<size_t>(task)];
+                const Part& p = *t.part;
+                query_tile<T>(p.s, o, m, p.q, p.k, p.v, p.out, p.lse, t.head / p.s.heads,
+                              t.head % p.s.heads, t.i0);
+            });
+    });
+}
+
 }  // namespace
 
 void attention_fwd(const Array& q, const Array& k, const Array& v, const Array& mask,
@@ -127,19 +196,25 @@ void attention_fwd(const Array& q, const Array& k, const Array& v, const Array& 
                    int64_t window, double dropout_p, const Array& rng) {
     AttentionShape s = attention_shape("attention_fwd", q, k, v);
     AttentionOptions o{scale, causal, window, dropout_p, rng ? philox_key(rng) : PhiloxKey{}};
-    AttentionMask m{mask, bias};
-    if (q.dtype == DType::f64) return attention_fwd_f64(s, q, k, v, m, out, lse, o);
-    int64_t tiles = (s.n_queries + kQueries - 1) / kQueries, heads = s.batch * s.heads;
-    for_float_dtype("attention_fwd", q.dtype, [&](auto type) {
-        using T = decltype(type);
-        if constexpr (!std::is_same_v<T, double>)
-            parallel_for(heads * tiles, [&](int64_t task) {
-                // The last query tiles see the most keys: they go first.
-                int64_t tile = tiles - 1 - task / heads, head = task % heads;
-                query_tile<T>(s, o, m, q, k, v, out, lse, head / s.heads, head % s.heads,
-                              tile * kQueries);
-            });
-    });
+    forward({{s, q, k, v, out, lse}}, o, {mask, bias}, q.dtype);
+}
+
+// q (total_q, Hq, D), k and v (total_k, Hkv, D), out as q, lse (total_q, Hq, 1); sequence b is the
+// queries [cu_seqlens_q[b], cu_seqlens_q[b + 1]) and the keys likewise.
+void attention_varlen_fwd(const Array& q, const Array& k, const Array& v, const Array& cu_seqlens_q,
+                          const Array& cu_seqlens_k, const Array& out, const Array& lse,
+                          double scale, bool causal, int64_t window, double dropout_p,
+                          const Array& rng) {
+    AttentionOptions o{scale, causal, window, dropout_p, rng ? philox_key(rng) : PhiloxKey{}};
+    std::vector<Part> parts;
+    for (const Sequence& x :
+         packed_sequences("attention_varlen_fwd", q, k, v, cu_seqlens_q, cu_seqlens_k)) {
+        int64_t nq = x.shape.n_queries, nk = x.shape.n_keys;
+        parts.push_back({x.shape, sequence_of(q, x.q_start, nq), sequence_of(k, x.k_start, nk),
+                         sequence_of(v, x.k_start, nk), sequence_of(out, x.q_start, nq),
+                         sequence_of(lse, x.q_start, nq)});
+    }
+    forward(parts, o, {Array{}, Array{}}, q.dtype);
 }
 
 }  // namespace mg

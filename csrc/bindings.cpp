@@ -61,6 +61,12 @@ static std::vector<PyMethodDef> list_kernels() {
                            int64_t window, double dropout_p, A rng));
     KERNEL(attention_bwd, (A g, A q, A k, A v, A mask, A bias, A out, A lse, A dq, A dk, A dv,
                            double scale, bool causal, int64_t window, double dropout_p, A rng));
+    KERNEL(attention_varlen_fwd,
+           (A q, A k, A v, A cu_seqlens_q, A cu_seqlens_k, A out, A lse, double scale, bool causal,
+            int64_t window, double dropout_p, A rng));
+    KERNEL(attention_varlen_bwd,
+           (A g, A q, A k, A v, A cu_seqlens_q, A cu_seqlens_k, A out, A lse, A dq, A dk, A dv,
+            double scale, bool causal, int64_t window, double dropout_p, A rng));
     KERNEL(cross_entropy_fwd,
            (A logits, A targets, A loss, A lse, int64_t ignore_index, double label_smoothing));
     KERNEL(cross_entropy_bwd, (A g, A logits, A targets, A lse, A dlogits, int64_t ignore_index,
@@ -75,6 +81,7 @@ static std::vector<PyMethodDef> list_kernels() {
 
     KERNEL(peak_fma, (A counted));
     KERNEL(sum_squares, (List arrays, A out));
+    KERNEL(scale, (List arrays, A factor));
     KERNEL(sgd, (List params, List grads, List momenta, A hyper));
     KERNEL(adam, (List params, List grads, List means, List squares, A hyper));
     KERNEL(rmsprop, (List params, List grads, List squares, List momenta, A hyper));

@@ -20,15 +20,6 @@ void check(const char* kernel, const Array& logits, const Array& targets) {
         throw std::invalid_argument(std::string(kernel) + ": expected one target a row");
 }
 
-template <class T>
-MG_INLINE typename Lanes<T>::S value_at(const T* p) {
-    if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>) {
-        return to_float(*p);
-    } else {
-        return *p;
-    }
-}
-
 }  // namespace
 
 void cross_entropy_fwd(const Array& logits, const Array& targets, const Array& loss,
@@ -97,10 +88,10 @@ void cross_entropy_bwd(const Array& g, const Array& logits, const Array& targets
                     for_lanes<T>(n, [&](int64_t i, auto tail) { store(dx + i, V{}, tail); });
                     continue;
                 }
+                S p = std::exp(value_at(x + target) - lse.ptr<S>()[r]);  // dx may be x
                 for_lanes<T>(n, [&](int64_t i, auto tail) {
                     store(dx + i, (exp(V(load(x + i, tail)) - shift) - share) * w, tail);
                 });
-                S p = std::exp(value_at(x + target) - lse.ptr<S>()[r]);
                 S own = (p - even - (S(1) - static_cast<S>(label_smoothing))) * weight;
                 if constexpr (std::is_same_v<T, bf16>) {
                     dx[target] = to_bf16(own);

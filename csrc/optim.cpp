@@ -1,6 +1,6 @@
-// Optimizer steps over many tensors in one launch, and the sum of squares that gradient clipping
-// needs. Parameters, gradients and moments are contiguous float32 (or float64) arrays of equal
-// sizes, list by list.
+// Optimizer steps over many tensors in one launch, the sum of squares that gradient clipping needs,
+// and scaling. Parameters, gradients and moments are contiguous float32 (or float64) arrays of
+// equal sizes, list by list.
 //
 // hyper is a float64 array read when the kernel runs, so that a recorded step can be replayed with
 // new values:
@@ -131,6 +131,27 @@ void sum_squares(List arrays, const Array& out) {
     double total = 0;
     for (size_t i = 0; i < chunks.size(); i++) total += partial[static_cast<int64_t>(i)];
     out.ptr<double>()[0] = total;
+}
+
+// Arrays of any floating dtype multiplied by factor[0], in place; left alone where that is 1. The
+// factor is read when the kernel runs, so that a recorded step can be replayed with a new one.
+void scale(List arrays, const Array& factor) {
+    if (factor.size() != 1) throw std::invalid_argument("scale: expected one factor");
+    double by = 0;
+    for_float_dtype("scale", factor.dtype,
+                    [&](auto type) { by = value_at(factor.ptr<decltype(type)>()); });
+    if (by == 1) return;
+    std::vector<Chunk> chunks = chunks_of("scale", arrays);
+    parallel_for(static_cast<int64_t>(chunks.size()), [&](int64_t task) {
+        Chunk c = chunks[static_cast<size_t>(task)];
+        for_float_dtype("scale", arrays[c.tensor].dtype, [&](auto type) {
+            using T = decltype(type);
+            auto k = splat<typename Lanes<T>::V>(by);
+            T* x = arrays[c.tensor].ptr<T>() + c.begin;
+            for_lanes<T>(c.end - c.begin,
+                         [&](int64_t i, auto tail) { store(x + i, load(x + i, tail) * k, tail); });
+        });
+    });
 }
 
 // Stochastic gradient descent; momenta is empty without momentum.

@@ -36,6 +36,15 @@ MG_INLINE double max_lanes(double v) { return v; }
 MG_INLINE double keep_first(double v, int64_t, double) { return v; }
 MG_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
+template <class T>
+MG_INLINE typename Lanes<T>::S value_at(const T* p) {
+    if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>) {
+        return to_float(*p);
+    } else {
+        return *p;
+    }
+}
+
 // A whole step of lanes, where the last step of a row gets a count.
 struct Whole {};
 template <class T>

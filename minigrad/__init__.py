@@ -22,6 +22,7 @@ from minigrad.memory import empty_cache, memory_statistics
 from minigrad.ops import *  # noqa: F403
 from minigrad.profile import profile
 from minigrad.random import Generator, manual_seed
+from minigrad.recompute import checkpoint_activations
 from minigrad.tensor import Tensor
 from minigrad.threads import num_threads, set_num_threads
 
@@ -34,6 +35,7 @@ __all__ = [
     "Tensor",
     "bfloat16",
     "bool_",
+    "checkpoint_activations",
     "detect_anomaly",
     "device",
     "empty_cache",

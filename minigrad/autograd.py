@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from minigrad.tensor import Tensor
 
 _order = itertools.count()
+
+
+def next_order() -> int:
+    """A number above those of all nodes so far and below those of all later ones."""
+    return next(_order)
+
+
 _accumulate_lock = threading.Lock()
 
 
@@ -89,7 +96,8 @@ class Storage:
 Edge = tuple["Node | Tensor", int]
 
 
-def _edge(tensor: Tensor) -> Edge:
+def edge_of(tensor: Tensor) -> Edge:
+    """Where the gradient of this tensor goes."""
     return (tensor, 0) if tensor._node is None else (tensor._node, tensor._index)
 
 
@@ -158,7 +166,7 @@ class Node:
 
     def _record(self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> None:
         edges: list[Edge | None] = [
-            _edge(t) if need and t is not None else None
+            edge_of(t) if need and t is not None else None
             for t, need in zip(inputs, self.needs_input_grad, strict=True)
         ]
         self.edges = edges
@@ -312,7 +320,7 @@ def grad(
             raise RuntimeError(
                 f"grad: input {i} (shape {tensor.shape}) does not require a gradient"
             )
-    targets = [_edge(t) for t in ins]
+    targets = [edge_of(t) for t in ins]
     keep = create_graph if retain_graph is None else retain_graph
     walked = _walk(outs, seeds, keep, create_graph, targets)
     results: list[Any] = []
@@ -438,7 +446,7 @@ def _walk(
             seed = _seed(output, given)
             if given is not None:
                 walked.hold(seed._array)
-            send(_edge(output), seed)
+            send(edge_of(output), seed)
         while heap:
             node = heapq.heappop(heap)[1]
             slots = pending.pop(id(node))

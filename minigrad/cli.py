@@ -79,10 +79,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     step = bench.add_parser("step", help="a GPT training step (forward, backward, AdamW)")
     step.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    step.add_argument(
+        "--checkpoint-activations", action="store_true", help="ours: recompute blocks in backward"
+    )
     kernel = bench.add_parser("kernel", help="one kernel")
     kernel.add_argument(
         "name",
-        choices=["attention", "layer_norm", "softmax", "matmul", "cross_entropy", "gelu", "adamw"],
+        choices=[
+            "attention",
+            "attention_varlen",
+            "layer_norm",
+            "softmax",
+            "matmul",
+            "cross_entropy",
+            "linear_cross_entropy",
+            "gelu",
+            "adamw",
+        ],
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")

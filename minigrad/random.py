@@ -8,11 +8,43 @@ stream a draw.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 
 _lock = threading.Lock()  # one for all generators, so that they can be copied
+
+
+class _Cells(threading.local):
+    recorded: list[np.ndarray] | None = None
+    replayed: Iterator[np.ndarray] | None = None
+
+
+_cells = _Cells()
+
+
+@contextlib.contextmanager
+def record_cells() -> Iterator[list[np.ndarray]]:
+    """Within the block, the cells that this thread's generators hand out are listed, too."""
+    before, _cells.recorded = _cells.recorded, []
+    try:
+        yield _cells.recorded
+    finally:
+        inner, _cells.recorded = _cells.recorded, before
+        if before is not None:
+            before.extend(inner)
+
+
+@contextlib.contextmanager
+def replay_cells(cells: list[np.ndarray]) -> Iterator[None]:
+    """Within the block, this thread's generators hand out these cells again and do not advance."""
+    before, _cells.replayed = _cells.replayed, iter(cells)
+    try:
+        yield
+    finally:
+        _cells.replayed = before
 
 
 class Generator:
@@ -26,10 +58,18 @@ class Generator:
 
     def next_cell(self) -> np.ndarray:
         """[seed, stream] as uint64, read by kernels through a pointer; advances the stream."""
-        with _lock:
-            seed, stream = self.seed, self.stream
-            self.stream += 1
-        return np.array([seed, stream], dtype=np.uint64)
+        if _cells.replayed is not None:
+            cell = next(_cells.replayed, None)
+            if cell is None:
+                raise RuntimeError("a recomputation draws more random numbers than what it repeats")
+        else:
+            with _lock:
+                seed, stream = self.seed, self.stream
+                self.stream += 1
+            cell = np.array([seed, stream], dtype=np.uint64)
+        if _cells.recorded is not None:
+            _cells.recorded.append(cell)
+        return cell
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "stream": self.stream}

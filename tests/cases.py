@@ -293,6 +293,11 @@ ROWS = [
          lambda x: mg.cross_entropy(x, mg.tensor(TARGETS), label_smoothing=0.1), ((6, 5),),
          lambda x: cross_entropy(x, 0.1),
          lambda t, x: t.nn.functional.cross_entropy(x, t.from_numpy(TARGETS), label_smoothing=0.1)),
+    Case("linear_cross_entropy",
+         lambda x, w, b: mg.linear_cross_entropy(x, w, mg.tensor(TARGETS), b),
+         ((6, 3), (5, 3), (5,)), lambda x, w, b: cross_entropy(x @ w.T + b),
+         lambda t, x, w, b: t.nn.functional.cross_entropy(
+             t.nn.functional.linear(x, w, b), t.from_numpy(TARGETS)), second=False),
     Case("rotary", mg.rotary_embedding, ((2, 3, 6),), rotary),
 ]  # fmt: skip
 

@@ -96,6 +96,11 @@ LARGE: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         ((2, 4, 150, 24), (2, 2, 170, 24), (2, 2, 170, 24)),
     ),
     "attention_packed": (lambda x: mg.attention_packed(x, 4, window=50), ((2, 150, 12, 24),)),
+    "attention_varlen": (
+        lambda q, k, v: mg.attention_varlen(q, k, v, [0, 1, 150, 150, 170], causal=True,
+                                            dropout=0.2),
+        ((170, 4, 24), (170, 2, 24), (170, 2, 24)),
+    ),
     "embedding": (
         lambda w: mg.embedding(w, mg.tensor(np.random.default_rng(2).integers(0, 50, 3000))),
         ((50, 130),),
@@ -103,6 +108,10 @@ LARGE: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "cross_entropy": (
         lambda x: mg.cross_entropy(x, mg.tensor(np.arange(2000) % 130), label_smoothing=0.1),
         ((2000, 130),),
+    ),
+    "linear_cross_entropy": (
+        lambda x, w, b: mg.linear_cross_entropy(x, w, mg.tensor(np.arange(600) % 130), b),
+        ((600, 33), (130, 33), (130,)),
     ),
     "dropout": (lambda x: mg.dropout(x, 0.3), ((333, 777),)),
     "random": (lambda x: x + mg.randn((333, 777)) + mg.rand((333, 777)), ((333, 777),)),

@@ -347,8 +347,10 @@ def test_doctor_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 FIGURES = {"what", "min_ms", "median_ms", "gflop_per_s", "gb_per_s", "limit_gflop_per_s",
-           "limit_gb_per_s", "share_of_limit", "threads", "kernels", "runs"}  # fmt: skip
-PEER_FIGURES = {"peer", "peer_min_ms", "peer_median_ms", "ratio"}
+           "limit_gb_per_s", "share_of_limit", "threads", "kernels", "runs", "peak_mb",
+           "peak_above_start_mb"}  # fmt: skip
+PEER_FIGURES = {"peer", "peer_min_ms", "peer_median_ms", "ratio", "peer_peak_mb",
+                "peer_peak_above_start_mb"}  # fmt: skip
 
 
 def test_bench_kernel_has_the_figures_it_promises() -> None:
@@ -366,6 +368,18 @@ def test_bench_kernel_has_the_figures_it_promises() -> None:
     for name in ("gflop_per_s", "gb_per_s", "limit_gflop_per_s", "limit_gb_per_s"):
         assert figures[name] > 0
     assert figures["runs"] >= 3
+
+
+def test_bench_of_the_fused_loss_tells_memory_and_gradient_error_too() -> None:
+    done = tiny.minigrad(
+        *("bench", "kernel", "linear_cross_entropy", "--shape", "300,16,500"),
+        *("--what", "fwd+bwd", "--seconds", 0.2, "--threads", 1, "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json_of(done)
+    assert set(figures) == FIGURES | {"gradient_error"}
+    assert 0 < figures["gradient_error"] < 1e-6
+    assert 0 < figures["peak_above_start_mb"] < figures["peak_mb"]
 
 
 def test_bench_step_times_a_peer_too() -> None:

@@ -386,6 +386,33 @@ def test_clipping_bounds_the_norm_of_all_gradients_together(largest: float, leve
     assert optim.clip_scale(params, largest) == 1
 
 
+def test_clipping_inside_the_update_has_the_bits_of_clipping_before_it(level: str) -> None:
+    """And takes two launches, neither of which writes a gradient."""
+    results = []
+    for inside in (True, False):
+        params = leaves(start("float32"))
+        optimizer = optim.AdamW(params, lr=0.1)
+        for t in range(1, N_STEPS + 1):
+            given = gradients(t, "float32")
+            for p, g in zip(params, given, strict=True):
+                p.grad = mg.tensor(g)
+            if inside:
+                with mg.profile() as profile:
+                    optimizer.step(optim.clip_scale(params, 0.5))
+                if t > 1:  # the first step fills the moments
+                    assert set(profile.rows) == {"sum_squares", "adam"}
+                for p, g in zip(params, given, strict=True):
+                    assert p.grad.numpy().tobytes() == g.tobytes()
+            else:
+                scale = optim.clip_scale(params, 0.5)
+                assert scale < 1
+                for p in params:
+                    p.grad = p.grad * scale
+                optimizer.step()
+        results.append([p.numpy().tobytes() for p in params])
+    assert results[0] == results[1]
+
+
 def test_accumulated_batches_are_the_whole_batch() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((8, 5)), rng.integers(0, 3, 8)

@@ -49,11 +49,16 @@ class Worker:
             raise RuntimeError(f"the worker ended early (exit {self.process.wait()})")
         return json.loads(line)
 
-    def times_ms(self, repeats: int) -> list[float]:
+    def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{repeats}\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
-        return self._read()["ms"]
+        return self._read()
+
+    def times_ms(self, repeats: int) -> list[float]:
+        answer = self.ask(str(repeats))
+        self.memory = {k: v for k, v in answer.items() if k != "ms"}
+        return answer["ms"]
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -63,7 +68,11 @@ class Worker:
 
 def job_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.subject == "step":
-        return {"kind": "step", "size": args.size}
+        return {
+            "kind": "step",
+            "size": args.size,
+            "checkpoint_activations": args.checkpoint_activations,
+        }
     shape = parse_shape(args.name, args.shape)
     return {"kind": args.name, "shape": shape, "backward": args.what == "fwd+bwd"}
 
@@ -83,6 +92,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name, worker in sides.items():
             times[name] += worker.times_ms(repeats)
     about = {name: worker.about for name, worker in sides.items()}
+    errors = {}
+    if job["kind"] == "linear_cross_entropy" and job["backward"]:
+        errors = {name: worker.ask("error")["error"] for name, worker in sides.items()}
     for worker in sides.values():
         worker.close()
     limits = measure_limits() if args.subject == "step" else measure_limits(about["ours"]["bytes"])
@@ -105,6 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         / best
         / 1e6,
+        **sides["ours"].memory,
         "threads": threads,
         "kernels": "/".join(str(part) for part in dispatch.active()),
         "runs": len(times["ours"]),
@@ -116,4 +129,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "peer_median_ms": median(times["peer"]),
             "ratio": min(times["peer"]) / best,
         }
+        figures |= {f"peer_{k}": v for k, v in sides["peer"].memory.items()}
+    for name, error in errors.items():
+        figures["gradient_error" if name == "ours" else "peer_gradient_error"] = error
     return figures

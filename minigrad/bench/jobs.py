@@ -4,6 +4,7 @@ parent."""
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,10 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "gelu": [(2048, 384), (8192, 768)],
     "matmul": [(2048, 384, 1536), (1024, 512, 2048), (256, 768, 50257)],
     "adamw": [(10_000_000,)],
+    # rows, width, classes; the whole logits are beside it as torch's and our unfused form
+    "linear_cross_entropy": [(1024, 512, 8192), (256, 768, 50257), (2048, 768, 50257)],
+    # sequences, heads, longest, head_dim; lengths as in `varlen_lengths`
+    "attention_varlen": [(8, 6, 256, 64), (8, 8, 1024, 64)],
 }
 
 
@@ -38,14 +43,67 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def serve(what: str, run: Callable[[], Any], operations: float, n_bytes: float) -> None:
-    """Introduces the worker, then answers each line "n" on stdin with n durations, until it
+def varlen_lengths(n_sequences: int, longest: int) -> list[int]:
+    """Lengths spread evenly from an eighth of the longest to it, so that a padded batch is 44%
+    padding."""
+    return [int(n) for n in np.linspace(longest / 8, longest, n_sequences)]
+
+
+def peak_mb() -> float:
+    """The most memory (10⁶ bytes) this process has had resident so far."""
+    try:
+        with open("/proc/self/status") as status:
+            return next(int(x.split()[1]) for x in status if x.startswith("VmHWM")) * 1024 / 1e6
+    except OSError:  # macOS, where ru_maxrss is in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def linear_cross_entropy_inputs(shape: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (N, D), weight (V, D) with GPT-2's deviation, targets (N,)."""
+    n, dim, classes = shape
+    targets = np.random.default_rng(0).integers(0, classes, n)
+    return normal(0, n, dim), normal(1, classes, dim) * np.float32(0.02), targets
+
+
+def gradient_error(shape: list[int], dx: np.ndarray, dweight: np.ndarray) -> float:
+    """The larger relative error (L2) of the two gradients of the mean, against float64."""
+    x, w, targets = linear_cross_entropy_inputs(shape)
+    wide, exact_dw, exact_dx = w.astype(np.float64), np.zeros(w.shape), np.empty(x.shape)
+    for begin in range(0, len(x), 128):
+        rows = slice(begin, begin + 128)
+        part = x[rows].astype(np.float64)
+        p = part @ wide.T
+        p = np.exp(p - p.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        p[np.arange(len(p)), targets[rows]] -= 1
+        p /= len(x)
+        exact_dx[rows] = p @ wide
+        exact_dw += p.T @ part
+    pairs = ((dx, exact_dx), (dweight, exact_dw))
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+
+def serve(
+    what: str,
+    run: Callable[[], Any],
+    operations: float,
+    n_bytes: float,
+    start_mb: float,
+    error: Callable[[], float] | None = None,
+) -> None:
+    """Introduces the worker, then answers each line "n" on stdin with n durations and the peak of
+    memory, in all and above `start_mb`, and "error" with the error of the gradients, until it
     closes."""
     print(json.dumps({"what": what, "operations": operations, "bytes": n_bytes}), flush=True)
     for line in sys.stdin:
+        if line.strip() == "error":
+            print(json.dumps({"error": error() if error else None}), flush=True)
+            continue
         times = []
         for _ in range(int(line)):
             start = time.perf_counter()
             run()
             times.append((time.perf_counter() - start) * 1e3)
-        print(json.dumps({"ms": times}), flush=True)
+        peak = peak_mb()
+        figures = {"ms": times, "peak_mb": peak, "peak_above_start_mb": peak - start_mb}
+        print(json.dumps(figures), flush=True)

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minigrad.bench.jobs import normal, serve
+from minigrad.bench.jobs import (
+    gradient_error,
+    linear_cross_entropy_inputs,
+    normal,
+    peak_mb,
+    serve,
+)
 from minigrad.train.config import SIZES
 
 Run = Callable[[], Any]
@@ -77,7 +83,9 @@ def step(size: str) -> Run:
     return run
 
 
-def _with_backward(forward: Callable[..., Any], *arrays: np.ndarray, backward: bool) -> Run:
+def _with_backward(
+    forward: Callable[..., Any], *arrays: np.ndarray, backward: bool, one: bool = False
+) -> Run:
     tensors = [torch.tensor(a, requires_grad=backward) for a in arrays]
     if not backward:
 
@@ -86,7 +94,8 @@ def _with_backward(forward: Callable[..., Any], *arrays: np.ndarray, backward: b
                 return forward(*tensors)
 
         return run
-    seed = torch.tensor(normal(99, *forward(*tensors).shape))
+    shape = forward(*tensors).shape
+    seed = torch.ones(shape) if one else torch.tensor(normal(99, *shape))
     return lambda: torch.autograd.grad(forward(*tensors), tensors, seed)
 
 
@@ -116,6 +125,21 @@ def kernel(job: dict[str, Any]) -> Run:
         return _with_backward(
             lambda x: F.cross_entropy(x, targets), normal(0, *shape), backward=backward
         )
+    if kind == "linear_cross_entropy":
+        x, w, target = linear_cross_entropy_inputs(shape)
+        targets = torch.tensor(target)
+        return _with_backward(
+            lambda x, w: F.cross_entropy(F.linear(x, w), targets), x, w, backward=backward, one=True
+        )
+    if kind == "attention_varlen":
+        n, heads, longest, dim = shape
+        # padded: causal, so that what stands behind a sequence's end is not seen by its tokens
+        qkv = [normal(i, n, heads, longest, dim) for i in range(3)]
+        return _with_backward(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            *qkv,
+            backward=backward,
+        )
     if kind == "adamw":
         parameter = torch.tensor(normal(0, *shape), requires_grad=True)
         parameter.grad = torch.tensor(normal(1, *shape))
@@ -125,12 +149,18 @@ def kernel(job: dict[str, Any]) -> Run:
 
 
 def main(job: dict[str, Any]) -> None:
+    start_mb = peak_mb()
     torch.set_num_threads(job["threads"])
     torch.set_flush_denormal(True)  # ours runs so, too
     torch.manual_seed(0)
     run = step(job["size"]) if job["kind"] == "step" else kernel(job)
     capability = torch.backends.cpu.get_cpu_capability()
-    serve(f"torch {torch.__version__} eager, {capability}", run, 0.0, 0.0)
+
+    def error() -> float:
+        dx, dweight = run()
+        return gradient_error(job["shape"], dx.numpy(), dweight.numpy())
+
+    serve(f"torch {torch.__version__} eager, {capability}", run, 0.0, 0.0, start_mb, error)
 
 
 if __name__ == "__main__":

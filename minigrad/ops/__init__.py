@@ -21,7 +21,9 @@ from minigrad.ops.bias_gelu import *
 from minigrad.ops.matmul import *
 from minigrad.ops.layer_norm import *
 from minigrad.ops.cross_entropy import *
+from minigrad.ops.linear_cross_entropy import *
 from minigrad.ops.attention import *
+from minigrad.ops.attention_varlen import *
 from minigrad.ops.rotary import *
 
 # The op files: where dispatch looks for a kernel's reference and cost.

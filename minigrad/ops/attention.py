@@ -100,7 +100,7 @@ def _product(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _attention_fwd_ref(
+def attention_fwd_ref(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -113,6 +113,7 @@ def _attention_fwd_ref(
     window: int,
     dropout_p: float,
     rng: Optional,
+    first_weight: int = 0,
 ) -> None:
     heads = q.shape[1]
     with np.errstate(all="ignore"):
@@ -120,12 +121,14 @@ def _attention_fwd_ref(
             _clean(q, heads), _clean(k, heads), mask, bias, scale, causal, window
         )
         if dropout_p > 0 and rng is not None:
-            weights = weights * keep_mask(weights.shape, dropout_p, rng) / (1 - dropout_p)
+            weights = (
+                weights * keep_mask(weights.shape, dropout_p, rng, first_weight) / (1 - dropout_p)
+            )
         out[...] = _product(weights, _clean(v, heads)).astype(out.dtype)
     lse[...] = total
 
 
-def _attention_bwd_ref(
+def attention_bwd_ref(
     g: np.ndarray,
     q: np.ndarray,
     k: np.ndarray,
@@ -142,6 +145,7 @@ def _attention_bwd_ref(
     window: int,
     dropout_p: float,
     rng: Optional,
+    first_weight: int = 0,
 ) -> None:
     heads, kv_heads = q.shape[1], k.shape[1]
     wide_q, wide_k, wide_v = _clean(q, heads), _clean(k, heads), _clean(v, heads)
@@ -150,7 +154,7 @@ def _attention_bwd_ref(
         weights, _ = _weights_ref(wide_q, wide_k, mask, bias, scale, causal, window)
         kept = np.ones_like(weights)
         if dropout_p > 0 and rng is not None:
-            kept = keep_mask(weights.shape, dropout_p, rng) / (1 - dropout_p)
+            kept = keep_mask(weights.shape, dropout_p, rng, first_weight) / (1 - dropout_p)
         d_weights = np.where(weights > 0, gw @ np.swapaxes(wide_v, -1, -2), 0) * kept
         inner = (d_weights * weights).sum(-1, keepdims=True)
         d_scores = weights * (d_weights - inner) * scale
@@ -159,15 +163,15 @@ def _attention_bwd_ref(
         full_dv = _product(np.swapaxes(weights * kept, -1, -2), gw)
 
     def grouped(x: np.ndarray) -> np.ndarray:
-        return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:]).sum(2)
+        return x.reshape(x.shape[0], kv_heads, heads // kv_heads, *x.shape[2:]).sum(2)
 
     dk[...], dv[...] = grouped(full_dk).astype(dk.dtype), grouped(full_dv).astype(dv.dtype)
 
 
-REFERENCE = {"attention_fwd": _attention_fwd_ref, "attention_bwd": _attention_bwd_ref}
+REFERENCE = {"attention_fwd": attention_fwd_ref, "attention_bwd": attention_bwd_ref}
 
 
-def _pairs(q: np.ndarray, k: np.ndarray, causal: bool, window: int) -> int:
+def visible_pairs(q: np.ndarray, k: np.ndarray, causal: bool, window: int) -> int:
     """Visible (query, key) pairs; for square causal attention half, as the field counts it."""
     n_queries, n_keys = q.shape[2], k.shape[2]
     if not causal and window < 0:
@@ -184,7 +188,7 @@ def _fwd_cost(
     window: int, dropout_p: float, rng: Any,
 ) -> Cost:  # fmt: skip
     return Cost(
-        nbytes(q, k, v, mask, bias, out, lse), 4 * q.shape[3] * _pairs(q, k, causal, window)
+        nbytes(q, k, v, mask, bias, out, lse), 4 * q.shape[3] * visible_pairs(q, k, causal, window)
     )
 
 
@@ -194,7 +198,7 @@ def _bwd_cost(
 ) -> Cost:  # fmt: skip
     return Cost(
         nbytes(g, q, k, v, mask, bias, out, lse, dq, dk, dv),
-        10 * q.shape[3] * _pairs(q, k, causal, window),
+        10 * q.shape[3] * visible_pairs(q, k, causal, window),
     )
 
 
@@ -215,12 +219,9 @@ def _lse(q: np.ndarray) -> np.ndarray:
     return empty(q.shape[:3], wide)
 
 
-def _no_second_derivative() -> None:
+def refuse_second_derivative(op: str, instead: str) -> None:
     if is_grad_enabled():
-        raise NotImplementedError(
-            "attention: the fused form has no second derivative; "
-            'use attention(..., impl="composed")'
-        )
+        raise NotImplementedError(f"{op}: the fused form has no second derivative; use {instead}")
 
 
 class Attention(Function):
@@ -244,7 +245,7 @@ class Attention(Function):
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        _no_second_derivative()
+        refuse_second_derivative("attention", 'attention(..., impl="composed")')
         arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
         q, k, v, mask, bias, out = arrays
         dq, dk, dv = _heads_last(q), _heads_last(k), _heads_last(v)
@@ -275,7 +276,7 @@ class AttentionPacked(Function):
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        _no_second_derivative()
+        refuse_second_derivative("attention", 'attention(..., impl="composed")')
         arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
         qkv, mask, bias, out = arrays
         gradient = empty(qkv.shape, qkv.dtype)
@@ -315,7 +316,7 @@ def _checked_mask(op: str, x: TensorLike, what: str, shape: tuple[int, ...]) -> 
     return expand(x, shape)
 
 
-def _options(
+def attention_options(
     op: str,
     head_dim: int,
     lengths: int,
@@ -398,7 +399,7 @@ def attention(
     if len({q.dtype, k.dtype, v.dtype}) > 1 or not dtypes.is_floating(q.dtype):
         names = [t.dtype.name for t in (q, k, v)]
         raise TypeError(f"{op}: q, k, v must share one floating dtype; got {', '.join(names)}")
-    options = _options(
+    options = attention_options(
         op, q.shape[3], q.shape[2] + k.shape[2], causal, window, dropout, scale, generator
     )
     full = (*q.shape[:3], k.shape[2])
@@ -439,7 +440,7 @@ def attention_packed(
     kv = (qkv.shape[2] - n_heads) // 2
     if n_heads % kv:
         raise ValueError(f"{op}: Hq={n_heads} is not a multiple of Hkv={kv}")
-    options = _options(
+    options = attention_options(
         op, qkv.shape[3], 2 * qkv.shape[1], causal, window, dropout, scale, generator
     )
     full = (qkv.shape[0], n_heads, qkv.shape[1], qkv.shape[1])

@@ -115,6 +115,39 @@ class CrossEntropy(Function):
         return Tensor._wrap(dlogits), None
 
 
+def checked_targets(
+    op: str,
+    targets: TensorLike,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+) -> Tensor:
+    """The targets as a tensor; refuses what does not fit logits of this shape (…, V) and dtype."""
+    wanted = as_tensor(targets)
+    if wanted.dtype not in (dtypes.int64, dtypes.int32):
+        raise TypeError(f"{op}: targets must be int64 or int32, got {wanted.dtype.name}")
+    if not dtypes.is_floating(dtype):
+        raise TypeError(f"{op}: logits must be floating, got {dtype.name}")
+    if not shape or wanted.shape != shape[:-1]:
+        raise ValueError(
+            f"{op}: targets {wanted.shape} do not fit logits {shape}; expected {shape[:-1]}"
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{op}: unknown reduction {reduction!r}")
+    check_range(op, "target", wanted._array, shape[-1], ignore_index)
+    return wanted
+
+
+def share_of_a_row(targets: np.ndarray, ignore_index: int) -> float:
+    """What a row counts in the mean: 1 / the number of rows that are not ignored."""
+    count = int((targets != ignore_index).sum())
+    return 1 / count if count else math.nan
+
+
 def cross_entropy(
     logits: TensorLike,
     targets: TensorLike,
@@ -134,21 +167,16 @@ def cross_entropy(
     >>> cross_entropy([[0.0, 0.0], [0.0, 0.0]], [1, 0]).item()
     0.6931471824645996
     """
-    logits, wanted = as_tensor(logits), as_tensor(targets)
-    if wanted.dtype not in (dtypes.int64, dtypes.int32):
-        raise TypeError(f"cross_entropy: targets must be int64 or int32, got {wanted.dtype.name}")
-    if not dtypes.is_floating(logits.dtype):
-        raise TypeError(f"cross_entropy: logits must be floating, got {logits.dtype.name}")
-    if logits.ndim == 0 or wanted.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"cross_entropy: targets {wanted.shape} do not fit logits {logits.shape}; expected "
-            f"{logits.shape[:-1]}"
-        )
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"cross_entropy: unknown reduction {reduction!r}")
-    check_range("cross_entropy", "target", wanted._array, logits.shape[-1], ignore_index)
+    logits = as_tensor(logits)
+    wanted = checked_targets(
+        "cross_entropy",
+        targets,
+        logits.shape,
+        logits.dtype,
+        label_smoothing,
+        ignore_index,
+        reduction,
+    )
     n_rows = math.prod(logits.shape[:-1])
     losses = CrossEntropy.apply(
         contiguous(reshape(logits, (n_rows, logits.shape[-1]))),
@@ -161,5 +189,4 @@ def cross_entropy(
     total = sum_(losses)
     if reduction == "sum":
         return total
-    count = int((wanted._array != ignore_index).sum())
-    return mul(total, 1 / count if count else math.nan)
+    return mul(total, share_of_a_row(wanted._array, ignore_index))

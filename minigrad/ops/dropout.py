@@ -17,9 +17,9 @@ from minigrad.tensor import Tensor, TensorLike
 __all__ = ["dropout"]
 
 
-def keep_mask(shape: tuple[int, ...], p: float, rng: np.ndarray) -> np.ndarray:
-    """Which elements stay: word(seed, stream, flat index) >= floor(p · 2^32)."""
-    words = philox_words(int(rng[0]), int(rng[1]), math.prod(shape))
+def keep_mask(shape: tuple[int, ...], p: float, rng: np.ndarray, start: int = 0) -> np.ndarray:
+    """Which elements stay: word(seed, stream, start + flat index) >= floor(p · 2^32)."""
+    words = philox_words(int(rng[0]), int(rng[1]), math.prod(shape), start)
     return (words >= np.uint32(math.floor(p * 2**32))).reshape(shape)
 
 

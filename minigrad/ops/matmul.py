@@ -39,7 +39,7 @@ def _matmul_cost(
     b: np.ndarray,
     bias: np.ndarray | None,
     out: np.ndarray,
-    accumulate: bool = False,
+    accumulate: bool,
 ) -> Cost:
     return Cost(nbytes(a, b, bias, out), 2 * out.size * a.shape[-1])
 
@@ -50,24 +50,40 @@ COST = {"matmul": _matmul_cost, "numpy:matmul": _matmul_cost}
 _OWN = (dtypes.float32, dtypes.bfloat16, dtypes.float16)
 
 
-def _numpy_matmul(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray) -> None:
+def _numpy_matmul(
+    a: np.ndarray, b: np.ndarray, bias: np.ndarray | None, out: np.ndarray, accumulate: bool
+) -> None:
     with np.errstate(all="ignore"):
-        np.matmul(a, b, out=out)
+        if accumulate:
+            np.add(out, np.matmul(a, b), out=out)
+        else:
+            np.matmul(a, b, out=out)
         if bias is not None:
             np.add(out, bias, out=out)
+
+
+def product_into(
+    a: np.ndarray,
+    b: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    accumulate: bool = False,
+) -> None:
+    """out = a @ b [+ bias] [+ out], on arrays; of float32 and half types in any mixture."""
+    if out.dtype in _OWN:
+        launch("matmul", a, b, bias, out, accumulate)
+    else:
+        launch_numpy("matmul", _numpy_matmul, a, b, bias, out, accumulate)
 
 
 def _product(a: np.ndarray, b: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
     """(…, M, K) @ (…, K, N) [+ (N,)], batch dimensions broadcast."""
     batch = broadcast_shape("matmul", a.shape[:-2], b.shape[:-2])
     out = empty((*batch, a.shape[-2], b.shape[-1]), a.dtype)
-    if a.dtype in _OWN:
-        if len(batch) > 0:
-            a = np.broadcast_to(a, batch + a.shape[-2:])
-            b = np.broadcast_to(b, batch + b.shape[-2:])
-        launch("matmul", a, b, bias, out, False)
-    else:
-        launch_numpy("matmul", _numpy_matmul, a, b, bias, out)
+    if a.dtype in _OWN and len(batch) > 0:
+        a = np.broadcast_to(a, batch + a.shape[-2:])
+        b = np.broadcast_to(b, batch + b.shape[-2:])
+    product_into(a, b, bias, out)
     return out
 
 
@@ -87,7 +103,7 @@ class MatMul(Function):
         )
 
 
-def _same_dtype(op: str, *tensors: Tensor | None) -> None:
+def same_dtype(op: str, *tensors: Tensor | None) -> None:
     dtypes_ = [t.dtype for t in tensors if t is not None]
     if any(d != dtypes_[0] for d in dtypes_):
         names = {d.name for d in dtypes_}
@@ -102,7 +118,7 @@ def matmul(a: TensorLike, b: TensorLike) -> Tensor:
     A vector on the left counts as a row, on the right as a column. Raises on mixed dtypes.
     """
     a, b = as_tensor(a), as_tensor(b)
-    _same_dtype("matmul", a, b)
+    same_dtype("matmul", a, b)
     if a.ndim == 0 or b.ndim == 0:
         raise ValueError("matmul: scalars have no matrix product; use *")
     inner = b.shape[-2] if b.ndim > 1 else b.shape[0]
@@ -145,6 +161,17 @@ class Linear(Function):
         )
 
 
+def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses operands of x weightᵀ + bias that do not fit each other."""
+    same_dtype(op, x, weight, bias)
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"{op}: x of shape {x.shape} does not fit a weight (out, in) of {weight.shape}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias of shape {bias.shape}; expected {weight.shape[:1]}")
+
+
 def linear(
     x: TensorLike,
     weight: Tensor,
@@ -156,13 +183,7 @@ def linear(
     `activation` is None, "relu", "gelu" or "gelu_tanh"; the last two share one pass with the bias.
     """
     x = as_tensor(x)
-    _same_dtype("linear", x, weight, bias)
-    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"linear: x of shape {x.shape} does not fit a weight (out, in) of {weight.shape}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: bias of shape {bias.shape}; expected {weight.shape[:1]}")
+    check_linear("linear", x, weight, bias)
     if activation not in (None, "relu", "gelu", "gelu_tanh"):
         raise ValueError(f"linear: unknown activation {activation!r}")
     rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
@@ -270,7 +291,7 @@ def einsum(equation: str, *operands: TensorLike) -> Tensor:
     array([21., 43.], dtype=float32)
     """
     tensors = [as_tensor(t) for t in operands]
-    _same_dtype("einsum", *tensors)
+    same_dtype("einsum", *tensors)
     inputs, output = _parse(equation, tensors)
     pairs = [_diagonal(t, labels) for t, labels in zip(tensors, inputs, strict=True)]
     x, labels = pairs[0]

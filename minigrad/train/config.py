@@ -44,6 +44,9 @@ class GPTTrainConfig(TrainConfig):
     warmup: int = option(100, "steps of linear warm-up", 0)
     clip: float = option(1.0, "largest gradient norm", 0)
     accumulate: int = option(1, "batches summed into one step", 1)
+    checkpoint_activations: bool = option(
+        False, "less memory: blocks are computed again in backward; same bits"
+    )
 
 
 @dataclass(frozen=True)

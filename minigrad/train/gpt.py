@@ -63,7 +63,7 @@ def make_task(
         dim=config.dim,
         dropout=config.dropout,
     )
-    model = GPT(shape)
+    model = GPT(shape, config.checkpoint_activations)
     optimizer = AdamW(model.parameter_groups(config.weight_decay), lr=config.lr, betas=(0.9, 0.99))
     batches = TokenBatches(train_part, config.seq_len, config.batch_size, config.seed)
     schedule = cosine_schedule(min(config.warmup, config.steps // 10 + 1), config.steps, 0.1)

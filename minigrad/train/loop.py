@@ -113,7 +113,7 @@ def steps_for(minutes: float, make: Callable[[], Task]) -> int:
 
 
 # What may differ when a run goes on: none of it changes the numbers. Steps follow from minutes.
-FREE = {"data", "out", "minutes", "eval_every", "resume", "json"}
+FREE = {"data", "out", "minutes", "eval_every", "resume", "json", "checkpoint_activations"}
 
 
 def check_same_run(config: TrainConfig, state: dict[str, Any], run: Path) -> None:
