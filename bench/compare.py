@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import bench
-from minigrad.bench.jobs import SHAPES
+from minigrad.bench.jobs import MLP_STEPS, SHAPES
 from minigrad.train.config import SIZES
 
 
 def jobs() -> list[argparse.Namespace]:
-    steps = [argparse.Namespace(subject="step", size=size) for size in SIZES]
+    steps = [argparse.Namespace(subject="step", size=size) for size in (*SIZES, *MLP_STEPS)]
     kernels = [
         argparse.Namespace(
             subject="kernel", name=kind, shape=",".join(str(n) for n in shape), what=what

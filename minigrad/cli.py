@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minigrad.bench import PEERS
+from minigrad.bench.jobs import MLP_STEPS, SHAPES
 from minigrad.ptx import command as ptx_command
 from minigrad.train import config as configs
 
@@ -78,11 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         dest="subject", required=True
     )
     step = bench.add_parser("step", help="a GPT training step (forward, backward, AdamW)")
-    step.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    step.add_argument("--size", choices=[*configs.SIZES, *MLP_STEPS], default="tiny")
     kernel = bench.add_parser("kernel", help="one kernel")
     kernel.add_argument(
         "name",
-        choices=["attention", "layer_norm", "softmax", "matmul", "cross_entropy", "gelu", "adamw"],
+        choices=list(SHAPES),
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
@@ -90,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32"
         )
-        one.add_argument("--peer", choices=["torch"], help="time this, too, in alternation")
+        one.add_argument("--peer", choices=list(PEERS), help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")
         one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
         one.add_argument("--json", action="store_true", help="print one JSON object")

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,15 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "gelu": [(2048, 384), (8192, 768)],
     "matmul": [(2048, 384, 1536), (1024, 512, 2048), (256, 768, 50257)],
     "adamw": [(10_000_000,)],
+    "add": [(10,)],
+    "chain": [(10,)],
 }
+CHAIN = 10  # additions one after another
+
+# training steps of an MLP, where the cost of launching is what is measured: layers and batch
+MLP_SIZES, MLP_BATCH = (64, 64, 10), 32
+MLP_STEPS = ("mlp-sgd", "mlp-adamw")
+MLP_RATE = 1e-3
 
 
 def parse_shape(kind: str, text: str | None) -> list[int]:
@@ -36,6 +45,15 @@ def parse_shape(kind: str, text: str | None) -> list[int]:
 
 def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def mlp_data() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Weights (out, in) and biases of every layer in turn, inputs (B, in), and classes (B,)."""
+    parameters = []
+    for i, (n_in, n_out) in enumerate(pairwise(MLP_SIZES)):
+        parameters += [normal(i, n_out, n_in) / np.sqrt(n_in, dtype=np.float32), normal(9, n_out)]
+    inputs = normal(8, MLP_BATCH, MLP_SIZES[0])
+    return parameters, inputs, np.random.default_rng(7).integers(0, MLP_SIZES[-1], MLP_BATCH)
 
 
 def serve(what: str, run: Callable[[], Any], operations: float, n_bytes: float) -> None:

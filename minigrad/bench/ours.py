@@ -9,8 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import autograd, ops, optim
-from minigrad.bench.jobs import normal, serve
+from minigrad import autograd, nn, ops, optim
+from minigrad.bench.jobs import (
+    CHAIN,
+    MLP_RATE,
+    MLP_SIZES,
+    MLP_STEPS,
+    mlp_data,
+    normal,
+    serve,
+)
 from minigrad.models import GPT, GPTConfig
 from minigrad.profile import profile
 from minigrad.tensor import Tensor
@@ -20,6 +28,9 @@ Run = Callable[[], Any]
 
 
 def step(size: str) -> Run:
+    """One training step: of an MLP, or of a GPT."""
+    if size in MLP_STEPS:
+        return _mlp_step(size)
     shape: dict[str, Any] = dict(SIZES[size])
     batch = shape.pop("batch_size")
     config = GPTConfig(**shape)
@@ -37,6 +48,32 @@ def step(size: str) -> Run:
         return float(loss.item())
 
     return run
+
+
+def _mlp_step(size: str) -> Run:
+    arrays, x, y = mlp_data()
+    inputs, targets = ops.tensor(x), ops.tensor(y)
+    model = nn.Sequential(nn.Linear(*MLP_SIZES[:2], activation="relu"), nn.Linear(*MLP_SIZES[1:]))
+    with autograd.no_grad():
+        for p, array in zip(model.parameters(), arrays, strict=True):
+            p.copy_(array)
+    kind: Any = optim.SGD if size == "mlp-sgd" else optim.AdamW
+    optimizer = kind(model.parameters(), lr=MLP_RATE)
+
+    def run() -> float:
+        optimizer.zero_grad()
+        loss = ops.cross_entropy(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return run
+
+
+def _chain(x: Tensor) -> Tensor:
+    for _ in range(CHAIN):
+        x = x + x
+    return x
 
 
 def _with_backward(forward: Callable[..., Tensor], *arrays: np.ndarray, backward: bool) -> Run:
@@ -72,6 +109,10 @@ def kernel(job: dict[str, Any]) -> Run:
         return _with_backward(
             lambda x: ops.cross_entropy(x, targets), normal(0, *shape), backward=backward
         )
+    if kind == "add":
+        return _with_backward(ops.add, normal(0, *shape), normal(1, *shape), backward=backward)
+    if kind == "chain":
+        return _with_backward(_chain, normal(0, *shape), backward=backward)
     if kind == "adamw":
         parameter = ops.tensor(normal(0, *shape), requires_grad=True)
         parameter.grad = ops.tensor(normal(1, *shape))
