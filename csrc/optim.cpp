@@ -133,6 +133,15 @@ void sum_squares(List arrays, const Array& out) {
     out.ptr<double>()[0] = total;
 }
 
+// out[0] = what to scale gradients by so that their norm, of which squares[0] is the square, is at
+// most max_norm.
+void clip_factor(const Array& squares, const Array& out, double max_norm) {
+    if (squares.dtype != DType::f64 || out.dtype != DType::f64)
+        throw std::invalid_argument("clip_factor: expected float64 arrays");
+    double norm = std::sqrt(squares.ptr<double>()[0]);
+    out.ptr<double>()[0] = std::min(1.0, max_norm / (norm + 1e-6));
+}
+
 // Stochastic gradient descent; momenta is empty without momentum.
 void sgd(List params, List grads, List momenta, const Array& hyper) {
     check_float("sgd", params);

@@ -10,7 +10,17 @@ namespace mg {
 
 constexpr size_t kAlignment = 64;
 
-void* pool_allocate(size_t bytes);  // throws std::bad_alloc when the system has no more
+// The memory of one recorded step. Blocks taken for it come back to it, not to the pool, so that
+// the recording uses them again in the order in which the step freed them, and replays may write
+// into them at any time.
+struct Arena;
+Arena* arena_create();
+void arena_destroy(Arena* arena);  // blocks still in use go to the pool when they are released
+bool arena_owns(const Arena* arena, void* block);
+
+// From the arena, or from the pool where there is none; throws std::bad_alloc when the system has
+// no more.
+void* pool_allocate(size_t bytes, Arena* arena = nullptr);
 void pool_release(void* block);
 void pool_trim();  // gives every cached block back to the system
 

@@ -31,6 +31,7 @@ _accumulate_lock = threading.Lock()
 class _Mode(threading.local):
     grad = True
     anomaly = False
+    leaves: list[Tensor] | None = None  # that backward fills, for those who ask
 
 
 _mode = _Mode()
@@ -74,6 +75,21 @@ def detect_anomaly() -> Iterator[None]:
         _mode.anomaly = before
 
 
+def is_anomaly_enabled() -> bool:
+    """Whether results are checked for NaN (in this thread)."""
+    return _mode.anomaly
+
+
+@contextlib.contextmanager
+def noting_leaves() -> Iterator[list[Tensor]]:
+    """Within the block, the leaves whose `.grad` a backward of this thread fills."""
+    before, _mode.leaves = _mode.leaves, []
+    try:
+        yield _mode.leaves
+    finally:
+        _mode.leaves = before
+
+
 class Storage:
     """What views of one buffer share: its version, and packed copies made for the matrix
     product."""
@@ -83,6 +99,10 @@ class Storage:
     def __init__(self) -> None:
         self.version = 0
         self.packed: dict[str, tuple[int, np.ndarray]] = {}
+
+    def changed(self) -> None:
+        """Notes a change of the memory in place."""
+        self.version += 1
 
 
 # Where a gradient goes: the output `index` of a node, or a leaf tensor.
@@ -274,6 +294,8 @@ def backward(
         for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
             before = tensor.grad
             tensor.grad = walked.own(gradient) if before is None else before + gradient
+            if _mode.leaves is not None:
+                _mode.leaves.append(tensor)
 
 
 def grad(
@@ -341,13 +363,13 @@ class _Walked:
 
     def hold(self, array: np.ndarray) -> None:
         """Notes that this memory may be known outside of the walk."""
-        owner = _owner(array)
+        owner = owner_of(array)
         self._held[id(owner)] = owner
 
     def own(self, gradient: Tensor) -> Tensor:
         """The gradient itself where it is all of some memory that nobody else has, else a copy."""
         array = gradient._array
-        owner = _owner(array)
+        owner = owner_of(array)
         if (
             array.flags.c_contiguous
             and array.flags.writeable
@@ -359,7 +381,7 @@ class _Walked:
         return _tensor.ops.copy(gradient)
 
 
-def _owner(array: np.ndarray) -> np.ndarray:
+def owner_of(array: np.ndarray) -> np.ndarray:
     """The array that `array` is a view of, or itself."""
     while array.base.__class__ is np.ndarray:
         array = array.base
@@ -517,9 +539,9 @@ def _kind(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype]:
 
 def _hold_saved(node: Node, gradient: Tensor, walked: _Walked) -> None:
     """A backward may return what it saved, which others know."""
-    owner = _owner(gradient._array)
+    owner = owner_of(gradient._array)
     for entry in node._saved:
-        if entry is not None and _owner(entry[0]) is owner:
+        if entry is not None and owner_of(entry[0]) is owner:
             walked.hold(owner)
 
 

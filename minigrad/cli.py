@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     step = bench.add_parser("step", help="a GPT training step (forward, backward, AdamW)")
     step.add_argument("--size", choices=[*configs.SIZES, *MLP_STEPS], default="tiny")
+    step.add_argument("--captured", action="store_true", help="ours as a captured step")
     kernel = bench.add_parser("kernel", help="one kernel")
     kernel.add_argument(
         "name",

@@ -9,8 +9,11 @@ stream a draw.
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import numpy as np
+
+from minigrad import recording
 
 _lock = threading.Lock()  # one for all generators, so that they can be copied
 
@@ -25,11 +28,18 @@ class Generator:
         self.stream = 0
 
     def next_cell(self) -> np.ndarray:
-        """[seed, stream] as uint64, read by kernels through a pointer; advances the stream."""
+        """[seed, stream] as uint64, read by kernels through a pointer; advances the stream.
+
+        In a captured step, every replay draws a stream of its own into the cell.
+        """
+        cell = recording.cell(np.empty(2, dtype=np.uint64))
+        recording.repeat(partial(self._draw, cell))
+        return cell
+
+    def _draw(self, cell: np.ndarray) -> None:
         with _lock:
-            seed, stream = self.seed, self.stream
+            cell[:] = self.seed, self.stream
             self.stream += 1
-        return np.array([seed, stream], dtype=np.uint64)
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "stream": self.stream}

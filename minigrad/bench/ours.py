@@ -19,6 +19,7 @@ from minigrad.bench.jobs import (
     normal,
     serve,
 )
+from minigrad.capture import capture
 from minigrad.models import GPT, GPTConfig
 from minigrad.profile import profile
 from minigrad.tensor import Tensor
@@ -27,10 +28,10 @@ from minigrad.train.config import SIZES
 Run = Callable[[], Any]
 
 
-def step(size: str) -> Run:
-    """One training step: of an MLP, or of a GPT."""
+def step(size: str, captured: bool = False) -> Run:
+    """One training step, of an MLP or of a GPT."""
     if size in MLP_STEPS:
-        return _mlp_step(size)
+        return _mlp_step(size, captured)
     shape: dict[str, Any] = dict(SIZES[size])
     batch = shape.pop("batch_size")
     config = GPTConfig(**shape)
@@ -40,17 +41,28 @@ def step(size: str) -> Run:
     model = GPT(config)
     optimizer = optim.AdamW(model.parameter_groups(0.1), lr=3e-4)
 
-    def run() -> float:
+    return _stepping(model.loss, optimizer, tokens, targets, captured)
+
+
+def _stepping(
+    loss_of: Callable[..., Tensor],
+    optimizer: optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    captured: bool,
+) -> Run:
+    def update(inputs: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.loss(tokens, targets)
+        loss = loss_of(inputs, targets)
         loss.backward()
         optimizer.step()
-        return float(loss.item())
+        return loss
 
-    return run
+    made = capture(update) if captured else update
+    return lambda: float(made(inputs, targets).item())
 
 
-def _mlp_step(size: str) -> Run:
+def _mlp_step(size: str, captured: bool) -> Run:
     arrays, x, y = mlp_data()
     inputs, targets = ops.tensor(x), ops.tensor(y)
     model = nn.Sequential(nn.Linear(*MLP_SIZES[:2], activation="relu"), nn.Linear(*MLP_SIZES[1:]))
@@ -59,15 +71,9 @@ def _mlp_step(size: str) -> Run:
             p.copy_(array)
     kind: Any = optim.SGD if size == "mlp-sgd" else optim.AdamW
     optimizer = kind(model.parameters(), lr=MLP_RATE)
-
-    def run() -> float:
-        optimizer.zero_grad()
-        loss = ops.cross_entropy(model(inputs), targets)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-
-    return run
+    return _stepping(
+        lambda x, y: ops.cross_entropy(model(x), y), optimizer, inputs, targets, captured
+    )
 
 
 def _chain(x: Tensor) -> Tensor:
@@ -122,12 +128,14 @@ def kernel(job: dict[str, Any]) -> Run:
 
 
 def main(job: dict[str, Any]) -> None:
-    run = step(job["size"]) if job["kind"] == "step" else kernel(job)
-    run()
+    captured = job.get("captured", False)
+    run = step(job["size"], captured) if job["kind"] == "step" else kernel(job)
+    for _ in range(4):  # a captured step is recorded by then
+        run()
     with profile() as p:
         run()
     rows = p.rows.values()
-    name = f"{job['kind']} {job.get('size') or job['shape']}"
+    name = f"{job['kind']} {job.get('size') or job['shape']}" + ", captured" * captured
     serve(name, run, sum(r.operations for r in rows), sum(r.bytes for r in rows))
 
 

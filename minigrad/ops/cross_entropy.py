@@ -65,11 +65,18 @@ def _cross_entropy_bwd_ref(
     dlogits[...] = (np.where(used, p - wanted, 0) * g[:, None]).astype(dlogits.dtype)
 
 
+def _row_share_ref(targets: np.ndarray, out: np.ndarray, ignored: int) -> None:
+    used = int((targets != ignored).sum())
+    out[...] = 1 / used if used else math.nan
+
+
 REFERENCE = {
+    "row_share": _row_share_ref,
     "cross_entropy_fwd": _cross_entropy_fwd_ref,
     "cross_entropy_bwd": _cross_entropy_bwd_ref,
 }
 COST = {
+    "row_share": lambda targets, out, ignored: Cost(nbytes(targets, out), 0),
     "cross_entropy_fwd": lambda logits, targets, loss, lse, ignore, smooth: Cost(
         nbytes(logits, targets, loss, lse), 4 * logits.size
     ),
@@ -115,6 +122,13 @@ class CrossEntropy(Function):
         return Tensor._wrap(dlogits), None
 
 
+def row_share(targets: np.ndarray, ignore_index: int, dtype: np.dtype) -> Tensor:
+    """What a row counts in the mean: 1 / the number of targets that are not ignored, or NaN."""
+    out = empty((), dtype)
+    launch("row_share", targets, out, ignore_index)
+    return Tensor._wrap(out)
+
+
 def cross_entropy(
     logits: TensorLike,
     targets: TensorLike,
@@ -148,11 +162,12 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1), got {label_smoothing}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"cross_entropy: unknown reduction {reduction!r}")
+    wanted = contiguous(wanted)
     check_range("cross_entropy", "target", wanted._array, logits.shape[-1], ignore_index)
     n_rows = math.prod(logits.shape[:-1])
     losses = CrossEntropy.apply(
         contiguous(reshape(logits, (n_rows, logits.shape[-1]))),
-        contiguous(reshape(wanted, (n_rows,))),
+        reshape(wanted, (n_rows,)),
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
     )
@@ -161,5 +176,4 @@ def cross_entropy(
     total = sum_(losses)
     if reduction == "sum":
         return total
-    count = int((wanted._array != ignore_index).sum())
-    return mul(total, 1 / count if count else math.nan)
+    return mul(total, row_share(wanted._array, ignore_index, total.dtype))
