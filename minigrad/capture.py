@@ -217,25 +217,24 @@ class _Call:
     def described(self) -> list[tuple[str, list[Any]]]:
         """Every launch with its arguments as what can be compared with another call's."""
         own: dict[int, int] = {}  # a buffer of the arena → its place in order of first use
-        cells = {id(cell): i for i, cell in enumerate(self.notes.cells)}
-
-        def describe(value: Any) -> Any:
-            if isinstance(value, (tuple, list)):
-                return [describe(item) for item in value]
-            if not isinstance(value, np.ndarray):
-                return value
-            kind = value.shape, value.strides, value.dtype
-            if self._arena is not None and value.base is self._arena:
-                return "own", own.setdefault(value.ctypes.data, len(own)), *kind
-            owner = autograd.owner_of(value)
-            if id(owner) in cells:
-                return "cell", cells[id(owner)], *kind
-            if dispatch._core is not None and dispatch._core.is_pooled(value):
-                return "outside", value.ctypes.data, *kind
-            return "constant", value.tobytes(), *kind
-
         launches = [entry for entry in self.notes.entries if isinstance(entry, tuple)]
-        return [(name, [describe(arg) for arg in args]) for name, _, args in launches]
+        return [(name, [self._described(arg, own) for arg in args]) for name, _, args in launches]
+
+    def _described(self, value: Any, own: dict[int, int]) -> Any:
+        if isinstance(value, (tuple, list)):
+            return [self._described(item, own) for item in value]
+        if not isinstance(value, np.ndarray):
+            return value
+        kind = value.shape, value.strides, value.dtype
+        if self._arena is not None and value.base is self._arena:
+            return "own", own.setdefault(value.ctypes.data, len(own)), *kind
+        owner = autograd.owner_of(value)
+        for i, cell in enumerate(self.notes.cells):
+            if owner is cell:
+                return "cell", i, *kind
+        if dispatch._core is not None and dispatch._core.is_pooled(value):
+            return "outside", value.ctypes.data, *kind
+        return "constant", value.tobytes(), *kind
 
 
 def _module(entry: Any) -> Any:

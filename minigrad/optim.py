@@ -86,7 +86,7 @@ class Optimizer:
         return 0.0
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         """Fills in what the kernel reads besides rate, decay and scale, for the t-th step of the
         parameters in `used`."""
@@ -111,16 +111,17 @@ class Optimizer:
     def _count(self) -> None:
         self.steps += 1
 
-    def _fill(self, group: dict[str, Any], used: list[Tensor], hyper: np.ndarray) -> None:
+    def _fill(self, group: dict[str, Any], used: list[Tensor], cell: np.ndarray) -> None:
         """Counts a step of the parameters in `used` and writes its hyperparameters."""
         t = self._own_steps.get(id(used[0]), 0) + 1
         for p in used:
             self._own_steps[id(p)] = t
             p.storage.changed()
-        hyper[:] = 0
-        hyper[CORRECT1] = hyper[CORRECT2] = hyper[SCALE] = 1
+        hyper = [0.0] * cell.size
+        hyper[CORRECT1] = hyper[CORRECT2] = hyper[SCALE] = 1.0
         hyper[RATE], hyper[DECAY] = group["lr"], group["weight_decay"]
         self.settings(group, hyper, used, t)
+        cell[:] = hyper
 
     def _launch(
         self, group: dict[str, Any], used: list[Tensor], grad_scale: float | np.ndarray
@@ -217,7 +218,7 @@ class SGD(Optimizer):
         super().__init__(params, lr=lr, weight_decay=weight_decay)
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         # PyTorch starts the momentum at the first gradient: no dampening in step one.
         hyper[BETA1], hyper[NESTEROV] = self.momentum, float(self.nesterov)
@@ -244,7 +245,7 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         beta1, beta2 = group["betas"]
         hyper[BETA1], hyper[BETA2], hyper[EPS] = beta1, beta2, group["eps"]
@@ -287,7 +288,7 @@ class Nadam(Adam):
         self._products: dict[int, float] = {}  # of a parameter's momenta so far
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         super().settings(group, hyper, used, t)
         beta1, decay = group["betas"][0], self.momentum_decay
@@ -325,7 +326,7 @@ class RMSprop(Optimizer):
         super().__init__(params, lr=lr, eps=eps, weight_decay=weight_decay)
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         hyper[BETA1], hyper[BETA2], hyper[EPS] = self.momentum, self.alpha, group["eps"]
 
@@ -351,7 +352,7 @@ class Adagrad(Optimizer):
         return self.initial_accumulator
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         hyper[EPS] = group["eps"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes
+from minigrad import dtypes, recording
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
@@ -543,8 +543,10 @@ def pow(a: TensorLike, b: TensorLike) -> Tensor:
         if b == 0.5:
             return sqrt(a)
     a, b = _arithmetic("pow", a, b)
-    if not dtypes.is_floating(b.dtype) and b.size and int(reduce.min(b)) < 0:
-        raise ValueError("pow: integers to negative powers; convert one side to float32")
+    if not dtypes.is_floating(b.dtype) and b.size:
+        recording.refuse("pow of integers", "convert them to float32, or multiply")
+        if int(np.min(b._array)) < 0:
+            raise ValueError("pow: integers to negative powers; convert one side to float32")
     return Pow.apply(a, b)
 
 
