@@ -26,6 +26,7 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "torch-compile": ("torch", "peer_torch", {"compile": True}),
     "jax": ("jax", "peer_jax", {}),
     "tinygrad": ("tinygrad", "peer_tinygrad", {}),
+    "uncaptured": ("minigrad", "ours", {"captured": False}),
 }
 
 
