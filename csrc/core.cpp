@@ -185,6 +185,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("supported_levels", &supported_levels);
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
+    m.def("cgroup_limit", &cgroup_limit);
     m.def("pool_statistics", &pool_dictionary);
     m.def("pool_reset_peak", &pool_reset_peak);
     m.def("pool_trim", &pool_trim);

@@ -179,6 +179,10 @@ bool arena_owns(const Arena* arena, void* block) {
     return header_of(block)->arena == arena;
 }
 
+void pool_lock() { mutex.lock(); }
+
+void pool_unlock() { mutex.unlock(); }
+
 void pool_trim() {
     std::lock_guard<std::mutex> lock(mutex);
     free_cached();

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace mg {
 
@@ -22,6 +23,8 @@ bool arena_owns(const Arena* arena, void* block);
 // no more.
 void* pool_allocate(size_t bytes, Arena* arena = nullptr);
 void pool_release(void* block);
+void pool_lock();  // around a fork
+void pool_unlock();
 void pool_trim();  // gives every cached block back to the system
 
 struct PoolStatistics {
@@ -34,6 +37,9 @@ void pool_reset_peak();
 
 void parallel_run(int64_t n_tasks, void (*body)(void*, int64_t), void* context);
 int num_threads();
+// The container's limit in whole processors (at least 1; a large number where there is none), from
+// the mounted groups at `root` and the process's own in `own`.
+int cgroup_limit(const std::string& root, const std::string& own);
 void set_num_threads(int n);
 void install_fork_handler();
 

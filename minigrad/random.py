@@ -8,6 +8,7 @@ stream a draw.
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import partial
 
@@ -16,6 +17,9 @@ import numpy as np
 from minigrad import recording
 
 _lock = threading.Lock()  # one for all generators, so that they can be copied
+os.register_at_fork(  # a child must not find it held by a thread that it does not have
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 class Generator:
