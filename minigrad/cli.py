@@ -97,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--threads", type=int, default=0, help="of both sides")
         one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
         one.add_argument("--json", action="store_true", help="print one JSON object")
+    first = bench.add_parser("first", help="a process up to the end of its first training step")
+    first.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    first.add_argument("--peer", choices=["torch", "torch-compile"], help="time this, too, in turn")
+    first.add_argument("--threads", type=int, default=0, help="of both sides")
+    first.add_argument("--runs", type=int, default=5, help="of which the best counts")
+    first.add_argument("--json", action="store_true", help="print one JSON object")
     emulator = bench.add_parser("emulator", help="the PTX machine: instructions a second")
     emulator.add_argument("--json", action="store_true", help="print one JSON object")
     emulator.add_argument("--runs", type=int, default=5, help="of which the best counts")
@@ -184,6 +190,10 @@ def _bench(args: argparse.Namespace) -> int:
         from minigrad.bench.emulator import run_emulator
 
         figures = run_emulator(args.runs)
+    elif args.subject == "first":
+        from minigrad.bench.first import run_first
+
+        figures = run_first(args)
     else:
         from minigrad.bench import run
 
