@@ -20,7 +20,11 @@ from minigrad.train.config import SIZES
 
 
 def jobs() -> list[argparse.Namespace]:
-    steps = [argparse.Namespace(subject="step", size=size) for size in (*SIZES, *MLP_STEPS)]
+    steps = [
+        argparse.Namespace(subject="step", size=size, captured=captured)
+        for size in (*SIZES, *MLP_STEPS)
+        for captured in (False, True)
+    ]
     kernels = [
         argparse.Namespace(
             subject="kernel", name=kind, shape=",".join(str(n) for n in shape), what=what
@@ -45,7 +49,10 @@ def main() -> None:
     print(f"{'':44}{'ms':>10}{'torch ms':>10}{'ratio':>8}{'of limit':>10}")
     rows: list[dict[str, Any]] = []
     for job in jobs():
-        name = f"step {job.size}" if job.subject == "step" else f"{job.name} {job.shape} {job.what}"
+        if job.subject == "step":
+            name = f"step {job.size}" + ", captured" * job.captured
+        else:
+            name = f"{job.name} {job.shape} {job.what}"
         if options.only not in name:
             continue
         job.peer, job.threads, job.seconds = peer, options.threads, options.seconds
