@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from minigrad import bench
-from minigrad.bench.jobs import SHAPES
+from minigrad.bench.jobs import MLP_STEPS, SHAPES
 from minigrad.train.config import SIZES
 
 
 def jobs() -> list[argparse.Namespace]:
     steps = [
-        argparse.Namespace(subject="step", size=size, checkpoint_activations=False)
-        for size in SIZES
+        argparse.Namespace(
+            subject="step", size=size, captured=captured, checkpoint_activations=False
+        )
+        for size in (*SIZES, *MLP_STEPS)
+        for captured in (False, True)
     ]
     kernels = [
         argparse.Namespace(
@@ -48,7 +51,10 @@ def main() -> None:
     print(f"{'':44}{'ms':>10}{'torch ms':>10}{'ratio':>8}{'of limit':>10}")
     rows: list[dict[str, Any]] = []
     for job in jobs():
-        name = f"step {job.size}" if job.subject == "step" else f"{job.name} {job.shape} {job.what}"
+        if job.subject == "step":
+            name = f"step {job.size}" + ", captured" * job.captured
+        else:
+            name = f"{job.name} {job.shape} {job.what}"
         if options.only not in name:
             continue
         job.peer, job.threads, job.seconds = peer, options.threads, options.seconds

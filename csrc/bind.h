@@ -12,6 +12,7 @@
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -160,6 +161,12 @@ inline PyObject* raise_current() {
     return nullptr;
 }
 
+// A launch whose arguments were read once, to be run again and again (replay.h).
+struct Launch {
+    virtual ~Launch() = default;
+    virtual void run() const = 0;
+};
+
 template <auto kKernel>
 struct Entry;
 
@@ -167,16 +174,37 @@ template <class... Args, void (*kKernel)(Args...)>
 struct Entry<kKernel> {
     static PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t n) {
         try {
-            if (n != sizeof...(Args))
-                raise(PyExc_TypeError, "this kernel takes %zd arguments, got %zd",
-                      static_cast<Py_ssize_t>(sizeof...(Args)), n);
+            check_count(n);
             return run(given, std::index_sequence_for<Args...>{});
         } catch (...) {
             return raise_current();
         }
     }
 
+    static std::unique_ptr<Launch> read(PyObject* const* given, Py_ssize_t n) {
+        check_count(n);
+        return std::make_unique<Read>(given, std::index_sequence_for<Args...>{});
+    }
+
   private:
+    class Read : public Launch {
+      public:
+        template <size_t... I>
+        Read(PyObject* const* given, std::index_sequence<I...>) : args_(given[I]...) {}
+        void run() const override {
+            std::apply([](const auto&... arg) { kKernel(arg.value...); }, args_);
+        }
+
+      private:
+        std::tuple<FromPython<Args>...> args_;
+    };
+
+    static void check_count(Py_ssize_t n) {
+        if (n != sizeof...(Args))
+            raise(PyExc_TypeError, "this kernel takes %zd arguments, got %zd",
+                  static_cast<Py_ssize_t>(sizeof...(Args)), n);
+    }
+
     template <size_t... I>
     static PyObject* run(PyObject* const* given, std::index_sequence<I...>) {
         std::tuple<FromPython<Args>...> args(given[I]...);

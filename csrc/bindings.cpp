@@ -3,6 +3,7 @@
 // arrays, and numbers, in the order of the declaration here.
 #include "bind.h"
 #include "elementwise.h"
+#include "replay.h"
 
 namespace mg {
 
@@ -12,18 +13,19 @@ using A = const Array&;
 using List = const std::vector<Array>&;
 
 // Declares the kernel and lists it under its own name.
-#define KERNEL(name, signature)                                                                   \
-    void name signature;                                                                          \
-    methods.push_back(                                                                            \
-        {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Entry<&name>::call)), \
-         METH_FASTCALL, nullptr})
+#define KERNEL(name, signature)                                                                    \
+    void name signature;                                                                           \
+    kernels.push_back(                                                                             \
+        {{#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Entry<&name>::call)), \
+          METH_FASTCALL, nullptr},                                                                 \
+         &Entry<&name>::read})
 
 #define UNARY_KERNEL(name, ...) KERNEL(name, (A x, A out, double p));
 #define UNARY_BWD_KERNEL(name, ...) KERNEL(name##_bwd, (A g, A x, A y, A out, double p));
 #define BINARY_KERNEL(name, ...) KERNEL(name, (A a, A b, A out));
 
-static std::vector<PyMethodDef> list_kernels() {
-    std::vector<PyMethodDef> methods;
+static std::vector<Kernel> list_kernels() {
+    std::vector<Kernel> kernels;
     MG_UNARY(UNARY_KERNEL)
     MG_UNARY(UNARY_BWD_KERNEL)
     MG_BINARY(BINARY_KERNEL)
@@ -67,6 +69,8 @@ static std::vector<PyMethodDef> list_kernels() {
     KERNEL(attention_varlen_bwd,
            (A g, A q, A k, A v, A cu_seqlens_q, A cu_seqlens_k, A out, A lse, A dq, A dk, A dv,
             double scale, bool causal, int64_t window, double dropout_p, A rng));
+    KERNEL(check_range, (A indices, int64_t n, bool has_ignored, int64_t ignored));
+    KERNEL(row_share, (A targets, A out, int64_t ignored));
     KERNEL(cross_entropy_fwd,
            (A logits, A targets, A loss, A lse, int64_t ignore_index, double label_smoothing));
     KERNEL(cross_entropy_bwd, (A g, A logits, A targets, A lse, A dlogits, int64_t ignore_index,
@@ -81,11 +85,26 @@ static std::vector<PyMethodDef> list_kernels() {
 
     KERNEL(peak_fma, (A counted));
     KERNEL(sum_squares, (List arrays, A out));
+    KERNEL(clip_factor, (A squares, A out, double max_norm));
     KERNEL(scale, (List arrays, A factor));
     KERNEL(sgd, (List params, List grads, List momenta, A hyper));
     KERNEL(adam, (List params, List grads, List means, List squares, A hyper));
     KERNEL(rmsprop, (List params, List grads, List squares, List momenta, A hyper));
     KERNEL(adagrad, (List params, List grads, List sums, A hyper));
+    return kernels;
+}
+
+static const std::vector<Kernel>& kernels() {
+    static const std::vector<Kernel> listed = list_kernels();
+    return listed;
+}
+
+static std::vector<PyMethodDef> list_methods() {
+    std::vector<PyMethodDef> methods;
+    for (const Kernel& kernel : kernels()) methods.push_back(kernel.method);
+    PyCFunction recorder = [](PyObject*, PyObject* list) { return record(list, kernels()); };
+    methods.push_back({"record", recorder, METH_O, nullptr});
+    methods.push_back({"replay", &replay, METH_O, nullptr});
     methods.push_back({nullptr, nullptr, 0, nullptr});
     return methods;
 }
@@ -99,7 +118,7 @@ PyMODINIT_FUNC MG_INIT(MG_MODULE_NAME)() {
     import_array();
     mg::core = static_cast<const mg::CoreApi*>(PyCapsule_Import(mg::kCoreApiName, 0));
     if (mg::core == nullptr) return nullptr;
-    static std::vector<PyMethodDef> methods = mg::list_kernels();
+    static std::vector<PyMethodDef> methods = mg::list_methods();
     static PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                                      "kernels",
                                      nullptr,

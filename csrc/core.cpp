@@ -15,10 +15,14 @@ namespace py = pybind11;
 
 namespace mg {
 
-static CoreApi api{parallel_run, num_threads, pool_allocate, pool_release, -1};
+static CoreApi api{parallel_run, num_threads, [](size_t bytes) { return pool_allocate(bytes); },
+                   pool_release, -1};
 const CoreApi* core = &api;
 
 namespace {
+
+constexpr const char* kBlockName = "minigrad.block";  // of the capsules that own an array's memory
+thread_local Arena* recording = nullptr;              // where this thread's new arrays live
 
 // A new uninitialised array over a block of the pool, which gets the block back with the array.
 py::object empty(const py::handle& shape, const py::handle& dtype) {
@@ -40,7 +44,7 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
     }
     void* block = nullptr;
     try {
-        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1));
+        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1), recording);
     } catch (const std::bad_alloc&) {
     }
     if (block == nullptr) {
@@ -51,8 +55,8 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
                      static_cast<long long>(pool_statistics().live_bytes));
         throw py::error_already_set();
     }
-    PyObject* owner = PyCapsule_New(block, nullptr, [](PyObject* capsule) {
-        pool_release(PyCapsule_GetPointer(capsule, nullptr));
+    PyObject* owner = PyCapsule_New(block, kBlockName, [](PyObject* capsule) {
+        pool_release(PyCapsule_GetPointer(capsule, kBlockName));
     });
     if (owner == nullptr) {
         pool_release(block);
@@ -70,6 +74,54 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
         throw py::error_already_set();
     }
     return py::reinterpret_steal<py::object>(array);
+}
+
+// The block of the pool that an array is of, or null.
+void* block_of(PyObject* array) {
+    while (array != nullptr && PyArray_Check(array))
+        array = PyArray_BASE(reinterpret_cast<PyArrayObject*>(array));
+    return array != nullptr && PyCapsule_IsValid(array, kBlockName)
+               ? PyCapsule_GetPointer(array, kBlockName)
+               : nullptr;
+}
+
+// The memory of one recorded step (pool.h) as Python sees it.
+class PyArena {
+  public:
+    PyArena() : arena_(arena_create()) {}
+    ~PyArena() { arena_destroy(arena_); }
+    PyArena(const PyArena&) = delete;
+    PyArena& operator=(const PyArena&) = delete;
+
+    // From here on this thread's new arrays live in the arena; until end().
+    void begin() { recording = arena_; }
+    static void end() { recording = nullptr; }
+
+    // Whether the array's memory is the arena's.
+    bool owns(const py::handle& array) const {
+        void* block = block_of(array.ptr());
+        return block != nullptr && arena_owns(arena_, block);
+    }
+
+  private:
+    Arena* arena_;
+};
+
+// A recording keeps arrays of its arena without keeping their blocks from being used again: the
+// same elements, owned by `arena` as a whole.
+py::object borrowed(const py::handle& array, const py::object& arena) {
+    auto* a = reinterpret_cast<PyArrayObject*>(array.ptr());
+    PyArray_Descr* descr = PyArray_DESCR(a);
+    Py_INCREF(descr);
+    PyObject* view =
+        PyArray_NewFromDescr(&PyArray_Type, descr, PyArray_NDIM(a), PyArray_DIMS(a),
+                             PyArray_STRIDES(a), PyArray_DATA(a), PyArray_FLAGS(a), nullptr);
+    if (view == nullptr) throw py::error_already_set();
+    if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(view), arena.inc_ref().ptr()) < 0) {
+        Py_DECREF(view);
+        throw py::error_already_set();
+    }
+    return py::reinterpret_steal<py::object>(view);
 }
 
 // The instruction-set levels this machine can run, best last: CPUID feature bits, and XCR0 for what
@@ -123,9 +175,17 @@ PYBIND11_MODULE(_core, m) {
         api.bf16_typenum = reinterpret_cast<PyArray_Descr*>(dtype.ptr())->type_num;
     });
     m.def("empty", &empty);
+    m.def("is_pooled", [](const py::handle& array) { return block_of(array.ptr()) != nullptr; });
+    py::class_<PyArena>(m, "Arena")
+        .def(py::init<>())
+        .def("begin", &PyArena::begin)
+        .def_static("end", &PyArena::end)
+        .def("owns", &PyArena::owns);
+    m.def("borrowed", &borrowed);
     m.def("supported_levels", &supported_levels);
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
+    m.def("cgroup_limit", &cgroup_limit);
     m.def("pool_statistics", &pool_dictionary);
     m.def("pool_reset_peak", &pool_reset_peak);
     m.def("pool_trim", &pool_trim);

@@ -18,7 +18,7 @@ constexpr int64_t kMC = 4096 / kKC * kMR;    // AVX2: 48 × 512 float32 = 96 KB 
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
-constexpr int64_t kSmallWork = 1 << 17;      // multiply-adds not worth a second thread (some 2 us)
+constexpr int64_t kSmallWork = 1 << 18;      // multiply-adds not worth a second thread (some 5 us)
 constexpr int64_t kTasks = 8;                // tasks to aim for when blocks of rows are few
 
 struct Product {

@@ -66,26 +66,39 @@ void check_lists(const char* kernel, List params,
     }
 }
 
+// Where each task begins in the list of chunks, and its end: small tensors share one.
+std::vector<size_t> tasks_of(const std::vector<Chunk>& chunks) {
+    std::vector<size_t> starts{0};
+    int64_t elements = 0;
+    for (size_t i = 0; i < chunks.size(); i++) {
+        elements += chunks[i].end - chunks[i].begin;
+        if (elements >= kChunk || i + 1 == chunks.size()) {
+            starts.push_back(i + 1);
+            elements = 0;
+        }
+    }
+    return starts;
+}
+
 // update(i, tail, pointers...) for every lane of every tensor, pointers at the chunk's start.
 template <class Update, class... Lists>
 void for_tensors(const char* kernel, const Update& update, List params, const Lists&... lists) {
     std::vector<Chunk> chunks = chunks_of(kernel, params);
-    parallel_for(static_cast<int64_t>(chunks.size()), [&](int64_t task) {
-        Chunk c = chunks[static_cast<size_t>(task)];
-        auto run = [&](auto type) {
-            using T = decltype(type);
-            for_lanes<T>(c.end - c.begin, [&](int64_t i, auto tail) {
-                update(c.begin + i, tail, params[c.tensor].ptr<T>(),
-                       lists[c.tensor].template ptr<T>()...);
-            });
-        };
-        switch (params[c.tensor].dtype) {
-            case DType::f32:
-                return run(float{});
-            case DType::f64:
-                return run(double{});
-            default:
-                return;  // refused by check_float before
+    std::vector<size_t> starts = tasks_of(chunks);
+    auto run = [&](Chunk c, auto type) {
+        using T = decltype(type);
+        for_lanes<T>(c.end - c.begin, [&](int64_t i, auto tail) {
+            update(c.begin + i, tail, params[c.tensor].ptr<T>(),
+                   lists[c.tensor].template ptr<T>()...);
+        });
+    };
+    parallel_for(static_cast<int64_t>(starts.size()) - 1, [&](int64_t task) {
+        auto t = static_cast<size_t>(task);
+        for (size_t i = starts[t]; i < starts[t + 1]; i++) {
+            if (params[chunks[i].tensor].dtype == DType::f32)
+                run(chunks[i], float{});
+            else  // others were refused by check_float
+                run(chunks[i], double{});
         }
     });
 }
@@ -152,6 +165,15 @@ void scale(List arrays, const Array& factor) {
                          [&](int64_t i, auto tail) { store(x + i, load(x + i, tail) * k, tail); });
         });
     });
+}
+
+// out[0] = what to scale gradients by so that their norm, of which squares[0] is the square, is at
+// most max_norm.
+void clip_factor(const Array& squares, const Array& out, double max_norm) {
+    if (squares.dtype != DType::f64 || out.dtype != DType::f64)
+        throw std::invalid_argument("clip_factor: expected float64 arrays");
+    double norm = std::sqrt(squares.ptr<double>()[0]);
+    out.ptr<double>()[0] = std::min(1.0, max_norm / (norm + 1e-6));
 }
 
 // Stochastic gradient descent; momenta is empty without momentum.

@@ -30,11 +30,22 @@ constexpr size_t kAskFirst = size_t{1} << 30;
 struct Header {
     int size_class;
     void* origin;
+    Arena* arena;
 };
 
 std::mutex mutex;
-std::vector<void*> cached[kClasses];  // data pointers
+using Lists = std::vector<void*>[kClasses];  // data pointers by size class
+Lists cached;
 PoolStatistics statistics{};
+
+}  // namespace
+
+struct Arena {
+    Lists cached;
+    std::vector<void*> all;
+};
+
+namespace {
 
 // Class c holds 256 * 2^(c/4) * (1 + (c%4)/4) bytes.
 size_t class_bytes(int c) {
@@ -88,19 +99,24 @@ void* system_allocate(int c) {
     if (alignment == kHugePage) madvise(origin, bytes, MADV_HUGEPAGE);
 #endif
     void* data = static_cast<char*>(origin) + kHeader;
-    *header_of(data) = {c, origin};
+    *header_of(data) = {c, origin, nullptr};
     statistics.system_allocations++;
     return data;
 }
 
 }  // namespace
 
-void* pool_allocate(size_t bytes) {
+void* pool_allocate(size_t bytes, Arena* arena) {
     if (bytes > (size_t{1} << 46)) throw std::bad_alloc();
     int c = class_of(bytes);
     auto size = static_cast<int64_t>(class_bytes(c));
     std::lock_guard<std::mutex> lock(mutex);
     void* data;
+    if (arena != nullptr && !arena->cached[c].empty()) {
+        data = arena->cached[c].back();
+        arena->cached[c].pop_back();
+        return data;
+    }
     if (!cached[c].empty()) {
         data = cached[c].back();
         cached[c].pop_back();
@@ -117,20 +133,55 @@ void* pool_allocate(size_t bytes) {
         }
         if (data == nullptr) throw std::bad_alloc();
     }
-    statistics.live_bytes += size;
+    if (arena != nullptr) {
+        header_of(data)->arena = arena;
+        arena->all.push_back(data);
+    }
+    statistics.live_bytes += size;  // an arena's blocks count as in use as long as it has them
     if (statistics.live_bytes > statistics.peak_bytes)
         statistics.peak_bytes = statistics.live_bytes;
     return data;
 }
 
-void pool_release(void* data) {
+namespace {
+
+void release(void* data) {  // with the lock held
     int c = header_of(data)->size_class;
     auto size = static_cast<int64_t>(class_bytes(c));
-    std::lock_guard<std::mutex> lock(mutex);
     cached[c].push_back(data);
     statistics.live_bytes -= size;
     statistics.cached_bytes += size;
 }
+
+}  // namespace
+
+void pool_release(void* data) {
+    std::lock_guard<std::mutex> lock(mutex);
+    Header* header = header_of(data);
+    if (header->arena != nullptr)
+        header->arena->cached[header->size_class].push_back(data);
+    else
+        release(data);
+}
+
+Arena* arena_create() { return new Arena; }
+
+void arena_destroy(Arena* arena) {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (void* data : arena->all) header_of(data)->arena = nullptr;
+    for (auto& list : arena->cached)
+        for (void* data : list) release(data);
+    delete arena;
+}
+
+bool arena_owns(const Arena* arena, void* block) {
+    std::lock_guard<std::mutex> lock(mutex);
+    return header_of(block)->arena == arena;
+}
+
+void pool_lock() { mutex.lock(); }
+
+void pool_unlock() { mutex.unlock(); }
 
 void pool_trim() {
     std::lock_guard<std::mutex> lock(mutex);

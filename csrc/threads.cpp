@@ -6,9 +6,11 @@
 
 #include <atomic>
 #include <chrono>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <condition_variable>
+#include <fstream>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -32,15 +34,32 @@ inline void pause() {
 #endif
 }
 
-// The container's limit in whole processors (cgroup v2), or a large number.
-int cgroup_limit() {
-    std::FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (f == nullptr) return 1 << 20;
+constexpr int kNoLimit = 1 << 20;
+
+// Whole processors of a quota of `quota` microseconds in every `period`.
+int processors_of(long long quota, long long period) {
+    if (quota <= 0 || period <= 0) return kNoLimit;
+    return static_cast<int>(std::clamp<long long>(quota / period, 1, kNoLimit));
+}
+
+// The limit that one folder of cgroup v2 (cpu.max, "max 100000" where there is none) or v1 sets.
+int folder_limit(const std::string& folder) {
     long long quota = 0, period = 0;
-    int n = std::fscanf(f, "%lld %lld", &quota, &period);
-    std::fclose(f);
-    if (n != 2 || quota <= 0 || period <= 0) return 1 << 20;  // "max": no limit
-    return std::max(1, static_cast<int>(quota / period));
+    std::ifstream v2(folder + "/cpu.max");
+    if (v2 >> quota >> period) return processors_of(quota, period);
+    std::ifstream v1(folder + "/cpu.cfs_quota_us"), v1_period(folder + "/cpu.cfs_period_us");
+    if (v1 >> quota && v1_period >> period) return processors_of(quota, period);
+    return kNoLimit;
+}
+
+// Of a group and all above it, up to `root`: the least counts.
+int path_limit(const std::string& root, std::string path) {
+    int least = folder_limit(root);
+    while (path.size() > 1) {
+        least = std::min(least, folder_limit(root + path));
+        path.resize(path.rfind('/'));
+    }
+    return least;
 }
 
 int default_threads() {
@@ -55,7 +74,7 @@ int default_threads() {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof(set), &set) == 0) n = CPU_COUNT(&set);
 #endif
-    return std::max(1, std::min(n, cgroup_limit()));
+    return std::max(1, std::min(n, cgroup_limit("/sys/fs/cgroup", "/proc/self/cgroup")));
 }
 
 class Threads {
@@ -181,6 +200,26 @@ void parallel_run(int64_t n_tasks, void (*body)(void*, int64_t), void* context) 
     for (int64_t task = 0; task < n_tasks; task++) body(context, task);
 }
 
+// /proc/self/cgroup has lines "hierarchy:controllers:path"; v2's names no controllers, v1's are
+// mounted in a folder called after them. Within a container the path may be one that is not mounted
+// there: then the root's files are the container's.
+int cgroup_limit(const std::string& root, const std::string& own) {
+    int least = folder_limit(root);
+    std::ifstream lines(own);
+    for (std::string line; std::getline(lines, line);) {
+        size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) continue;
+        std::string controllers = line.substr(first + 1, second - first - 1);
+        std::string path = line.substr(second + 1);
+        if (controllers.empty())
+            least = std::min(least, path_limit(root, path));
+        else if (("," + controllers + ",").find(",cpu,") != std::string::npos)
+            for (const std::string& mounted : {controllers, std::string("cpu")})
+                least = std::min(least, path_limit(root + "/" + mounted, path));
+    }
+    return least;
+}
+
 int num_threads() {
     std::lock_guard<std::mutex> lock(*region);
     return started().count();
@@ -196,7 +235,9 @@ void set_num_threads(int n) {
 }
 
 void install_fork_handler() {
-    pthread_atfork(nullptr, nullptr, [] {
+    // A child must not find the pool's lock held by a thread that it does not have.
+    pthread_atfork(pool_lock, pool_unlock, [] {
+        pool_unlock();
         region = new std::mutex;
         threads = nullptr;
     });

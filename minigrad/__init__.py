@@ -16,6 +16,7 @@ from minigrad.autograd import (
     is_grad_enabled,
     no_grad,
 )
+from minigrad.capture import capture
 from minigrad.dispatch import KernelNotFound, device, levels, use_kernels, use_level
 from minigrad.dtypes import bfloat16, bool_, float16, float32, float64, int32, int64, uint8
 from minigrad.memory import empty_cache, memory_statistics
@@ -35,6 +36,7 @@ __all__ = [
     "Tensor",
     "bfloat16",
     "bool_",
+    "capture",
     "checkpoint_activations",
     "detect_anomaly",
     "device",

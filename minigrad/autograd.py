@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -33,11 +34,17 @@ def next_order() -> int:
 
 
 _accumulate_lock = threading.Lock()
+os.register_at_fork(  # a child must not find it held by a thread that it does not have
+    before=_accumulate_lock.acquire,
+    after_in_parent=_accumulate_lock.release,
+    after_in_child=_accumulate_lock.release,
+)
 
 
 class _Mode(threading.local):
     grad = True
     anomaly = False
+    leaves: list[Tensor] | None = None  # that backward fills, for those who ask
 
 
 _mode = _Mode()
@@ -81,6 +88,21 @@ def detect_anomaly() -> Iterator[None]:
         _mode.anomaly = before
 
 
+def is_anomaly_enabled() -> bool:
+    """Whether results are checked for NaN (in this thread)."""
+    return _mode.anomaly
+
+
+@contextlib.contextmanager
+def noting_leaves() -> Iterator[list[Tensor]]:
+    """Within the block, the leaves whose `.grad` a backward of this thread fills."""
+    before, _mode.leaves = _mode.leaves, []
+    try:
+        yield _mode.leaves
+    finally:
+        _mode.leaves = before
+
+
 class Storage:
     """What views of one buffer share: its version, and packed copies made for the matrix
     product."""
@@ -90,6 +112,10 @@ class Storage:
     def __init__(self) -> None:
         self.version = 0
         self.packed: dict[str, tuple[int, np.ndarray]] = {}
+
+    def changed(self) -> None:
+        """Notes a change of the memory in place."""
+        self.version += 1
 
 
 # Where a gradient goes: the output `index` of a node, or a leaf tensor.
@@ -107,17 +133,18 @@ class Node:
     `needs_input_grad[i]` says whether the gradient of input i is wanted. Attributes may be added.
     """
 
-    def __init__(self, function: type[Function], inputs: Sequence[Tensor | None]) -> None:
+    # Defaults of the class: most applications, those in backward, are never recorded.
+    edges: list[Edge | None] | None = None
+    hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
+    order = 0
+    outputs: Sequence[tuple[tuple[int, ...], np.dtype]] = ()  # shapes and dtypes
+    _saved: Sequence[tuple[np.ndarray, Storage, int, Edge | None] | None] = ()
+    _save_inputs: tuple[int, ...] = ()
+    _save_outputs: tuple[int, ...] = ()
+
+    def __init__(self, function: type[Function], needs_input_grad: tuple[bool, ...]) -> None:
         self.function = function
-        self.inputs = inputs  # only while forward runs
-        self.needs_input_grad: tuple[bool, ...] = ()
-        self.edges: list[Edge | None] | None = None
-        self.hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
-        self.order = 0
-        self.outputs: list[tuple[tuple[int, ...], np.dtype]] = []  # shapes and dtypes
-        self._saved: list[tuple[np.ndarray, Storage, int, Edge | None] | None] = []
-        self._save_inputs: tuple[int, ...] = ()
-        self._save_outputs: tuple[int, ...] = ()
+        self.needs_input_grad = needs_input_grad
 
     if TYPE_CHECKING:  # what forward leaves for backward beside tensors, by any name
 
@@ -167,24 +194,26 @@ class Node:
     def _record(self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> None:
         edges: list[Edge | None] = [
             edge_of(t) if need and t is not None else None
-            for t, need in zip(inputs, self.needs_input_grad, strict=True)
+            for t, need in zip(inputs, self.needs_input_grad)  # noqa: B905  (of one length)
         ]
         self.edges = edges
+        saved: list[tuple[np.ndarray, Storage, int, Edge | None] | None] = []
         for i in self._save_inputs:
             tensor = inputs[i]
             if tensor is None:
-                self._saved.append(None)
+                saved.append(None)
                 continue
             storage = tensor.storage
-            self._saved.append((tensor._array, storage, storage.version, edges[i]))
+            saved.append((tensor._array, storage, storage.version, edges[i]))
         for i in self._save_outputs:
             storage = outputs[i].storage
-            self._saved.append((outputs[i]._array, storage, storage.version, (self, i)))
+            saved.append((outputs[i]._array, storage, storage.version, (self, i)))
+        self._saved = saved
         self.order = next(_order)
 
     def release(self) -> None:
         self.edges = None
-        self._saved = []
+        self._saved = ()
 
 
 class Function:
@@ -209,18 +238,18 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
         """Runs the function on tensors and records it where a gradient may be asked for."""
-        ctx = Node(cls, inputs)
-        needs = False
         if _mode.grad:
             flags = tuple([t is not None and t.requires_grad for t in inputs])
-            ctx.needs_input_grad = flags
             needs = True in flags
         else:
-            ctx.needs_input_grad = (False,) * len(inputs)
+            flags = (False,) * len(inputs)
+            needs = False
+        ctx = Node(cls, flags)
         result = cls.forward(ctx, *[None if t is None else t._array for t in inputs], **options)
-        ctx.inputs = ()
         single = result.__class__ is not tuple
         wrap = _tensor.Tensor._wrap
+        if not needs and single and not cls.view and not _mode.anomaly:
+            return wrap(result)  # the shortest way, for what is small
         outputs = [wrap(result)] if single else [wrap(a) for a in result]
         if cls.view:
             first = inputs[0]
@@ -278,10 +307,16 @@ def backward(
     memory with nothing else, so that it may be changed in place.
     """
     walked = _walk(outputs, grad_outputs, retain_graph, create_graph, None)
-    with _accumulate_lock, enable_grad() if create_graph else no_grad():
-        for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
-            before = tensor.grad
-            tensor.grad = walked.own(gradient) if before is None else before + gradient
+    mode, _mode.grad = _mode.grad, create_graph
+    try:
+        with _accumulate_lock:
+            for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
+                before = tensor.grad
+                tensor.grad = walked.own(gradient) if before is None else before + gradient
+                if _mode.leaves is not None:
+                    _mode.leaves.append(tensor)
+    finally:
+        _mode.grad = mode
 
 
 def grad(
@@ -324,7 +359,8 @@ def grad(
     keep = create_graph if retain_graph is None else retain_graph
     walked = _walk(outs, seeds, keep, create_graph, targets)
     results: list[Any] = []
-    with enable_grad() if create_graph else no_grad():
+    mode, _mode.grad = _mode.grad, create_graph
+    try:
         for i, (target, index) in enumerate(targets):
             if target.__class__ is Node:
                 found = walked.captured.get((id(target), index))
@@ -335,6 +371,8 @@ def grad(
                     f"grad: the outputs do not depend on input {i}; pass allow_unused=True for None"
                 )
             results.append(None if found is None else walked.own(found))
+    finally:
+        _mode.grad = mode
     return results
 
 
@@ -349,13 +387,13 @@ class _Walked:
 
     def hold(self, array: np.ndarray) -> None:
         """Notes that this memory may be known outside of the walk."""
-        owner = _owner(array)
+        owner = owner_of(array)
         self._held[id(owner)] = owner
 
     def own(self, gradient: Tensor) -> Tensor:
         """The gradient itself where it is all of some memory that nobody else has, else a copy."""
         array = gradient._array
-        owner = _owner(array)
+        owner = owner_of(array)
         if (
             array.flags.c_contiguous
             and array.flags.writeable
@@ -364,10 +402,12 @@ class _Walked:
         ):
             self._held[id(owner)] = owner
             return gradient
-        return _tensor.ops.copy(gradient)
+        if _mode.grad:
+            return _tensor.ops.copy(gradient)
+        return _tensor.Tensor._wrap(_tensor.ops.copied(array))
 
 
-def _owner(array: np.ndarray) -> np.ndarray:
+def owner_of(array: np.ndarray) -> np.ndarray:
     """The array that `array` is a view of, or itself."""
     while array.base.__class__ is np.ndarray:
         array = array.base
@@ -439,9 +479,9 @@ def _walk(
         old = slots[index]
         slots[index] = gradient if old is None else old + gradient
 
-    mode = enable_grad() if create_graph else no_grad()
     visited: list[Node] = []
-    with mode:
+    mode, _mode.grad = _mode.grad, create_graph  # a context manager costs as much as a small op
+    try:
         for output, given in zip(outputs, grad_outputs, strict=True):
             seed = _seed(output, given)
             if given is not None:
@@ -475,7 +515,7 @@ def _walk(
                     f"{node.name}.backward returned {len(gradients)} gradients for "
                     f"{len(node.edges)} inputs"
                 )
-            for edge, gradient in zip(node.edges, gradients, strict=True):
+            for edge, gradient in zip(node.edges, gradients):  # noqa: B905  (checked above)
                 if edge is None or gradient is None:
                     continue
                 if gradient.__class__ is not tensor:
@@ -501,6 +541,8 @@ def _walk(
             for hook in leaf._hooks or ():
                 gradient = _run_hook(hook, gradient, walked)
             leaves[key] = (leaf, gradient)
+    finally:
+        _mode.grad = mode
     return walked
 
 
@@ -525,9 +567,9 @@ def _kind(tensor: Tensor) -> tuple[tuple[int, ...], np.dtype]:
 
 def _hold_saved(node: Node, gradient: Tensor, walked: _Walked) -> None:
     """A backward may return what it saved, which others know."""
-    owner = _owner(gradient._array)
+    owner = owner_of(gradient._array)
     for entry in node._saved:
-        if entry is not None and _owner(entry[0]) is owner:
+        if entry is not None and owner_of(entry[0]) is owner:
             walked.hold(owner)
 
 

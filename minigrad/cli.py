@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minigrad.bench import PEERS
+from minigrad.bench.jobs import MLP_STEPS, SHAPES
 from minigrad.ptx import command as ptx_command
 from minigrad.train import config as configs
 
@@ -78,24 +80,15 @@ def _parser() -> argparse.ArgumentParser:
         dest="subject", required=True
     )
     step = bench.add_parser("step", help="a GPT training step (forward, backward, AdamW)")
-    step.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    step.add_argument("--size", choices=[*configs.SIZES, *MLP_STEPS], default="tiny")
+    step.add_argument("--captured", action="store_true", help="ours as a captured step")
     step.add_argument(
         "--checkpoint-activations", action="store_true", help="ours: recompute blocks in backward"
     )
     kernel = bench.add_parser("kernel", help="one kernel")
     kernel.add_argument(
         "name",
-        choices=[
-            "attention",
-            "attention_varlen",
-            "layer_norm",
-            "softmax",
-            "matmul",
-            "cross_entropy",
-            "linear_cross_entropy",
-            "gelu",
-            "adamw",
-        ],
+        choices=list(SHAPES),
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
@@ -103,10 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32"
         )
-        one.add_argument("--peer", choices=["torch"], help="time this, too, in alternation")
+        one.add_argument("--peer", choices=list(PEERS), help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")
         one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
         one.add_argument("--json", action="store_true", help="print one JSON object")
+    first = bench.add_parser("first", help="a process up to the end of its first training step")
+    first.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    first.add_argument("--peer", choices=["torch", "torch-compile"], help="time this, too, in turn")
+    first.add_argument("--threads", type=int, default=0, help="of both sides")
+    first.add_argument("--runs", type=int, default=5, help="of which the best counts")
+    first.add_argument("--json", action="store_true", help="print one JSON object")
     emulator = bench.add_parser("emulator", help="the PTX machine: instructions a second")
     emulator.add_argument("--json", action="store_true", help="print one JSON object")
     emulator.add_argument("--runs", type=int, default=5, help="of which the best counts")
@@ -194,6 +193,10 @@ def _bench(args: argparse.Namespace) -> int:
         from minigrad.bench.emulator import run_emulator
 
         figures = run_emulator(args.runs)
+    elif args.subject == "first":
+        from minigrad.bench.first import run_first
+
+        figures = run_first(args)
     else:
         from minigrad.bench import run
 

@@ -28,6 +28,7 @@ import numpy as np
 from minigrad import dtypes
 
 Kernel = Callable[..., None]
+Observer = Callable[[str, Kernel, tuple[Any, ...]], None]
 
 try:
     from minigrad import _core  # type: ignore[attr-defined]
@@ -88,7 +89,7 @@ _set = "native" if _level else "ref"
 _device = "cpu"
 _tables: dict[tuple[str, str | None, str], dict[str, Kernel]] = {}
 _table: dict[str, Kernel] = _tables.setdefault((_set, _level, _device), {})
-_observer: Callable[[str, Kernel, tuple[Any, ...]], None] | None = None
+_observer: Observer | None = None
 
 
 def launch(name: str, *args: Any) -> None:
@@ -157,6 +158,11 @@ def device(name: str) -> Iterator[None]:
         yield
 
 
+def configuration() -> tuple[str, str | None, str]:
+    """Set, level and device: launches of one name and configuration go to one kernel."""
+    return _set, _level, _device
+
+
 def active_device() -> str:
     """The device whose kernels run."""
     return _device
@@ -183,8 +189,13 @@ def _activated(kernels: str, level: str | None, device: str) -> Iterator[None]:
         _set, _level, _device, _table = before
 
 
+def current_observer() -> Observer | None:
+    """What runs launches in place of `launch`, if anything does."""
+    return _observer
+
+
 @contextlib.contextmanager
-def observe(observer: Callable[[str, Kernel, tuple[Any, ...]], None]) -> Iterator[None]:
+def observe(observer: Observer) -> Iterator[None]:
     """Within the block, `observer(name, kernel, args)` runs every launch in place of `launch`."""
     global _observer
     before, _observer = _observer, observer

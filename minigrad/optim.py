@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes
+from minigrad import dtypes, recording
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
+from minigrad.ops.creation import copied
 from minigrad.tensor import Tensor
 
 # Places in the hyperparameter array; csrc/optim.cpp says what each means.
@@ -53,7 +55,6 @@ class Optimizer:
         self.steps = 0
         self._own_steps: dict[int, int] = {}
         self._moments: dict[int, list[np.ndarray]] = {}
-        self._hyper = np.zeros(12)
 
     @property
     def params(self) -> list[Tensor]:
@@ -65,6 +66,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
+        recording.refuse("optimizer.lr = …", "set it before the captured step")
         for group in self.groups:
             group["lr"] = value * group.get("lr_scale", 1.0)
 
@@ -84,36 +86,56 @@ class Optimizer:
         return 0.0
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         """Fills in what the kernel reads besides rate, decay and scale, for the t-th step of the
         parameters in `used`."""
 
-    def _together(self, params: list[Tensor]) -> dict[int, list[Tensor]]:
-        """The parameters that have a gradient by the number of this step to them: mostly one list,
+    def _together(self, params: list[Tensor]) -> Iterable[list[Tensor]]:
+        """The parameters that have a gradient by the number of steps behind them: mostly one list,
         so mostly one launch."""
         found: dict[int, list[Tensor]] = {}
         for p in params:
             if p.grad is not None:
-                t = self._own_steps[id(p)] = self._own_steps.get(id(p), 0) + 1
-                found.setdefault(t, []).append(p)
-        return found
+                found.setdefault(self._own_steps.get(id(p), 0), []).append(p)
+        return found.values()
 
-    def step(self, grad_scale: float = 1.0) -> None:
-        """One update from the gradients, each multiplied by `grad_scale` (clipping) on the way."""
-        self.steps += 1
+    def step(self, grad_scale: float | np.ndarray = 1.0) -> None:
+        """One update from the gradients, each multiplied by `grad_scale` (a number, or what
+        `clip_scale` gave) on the way."""
+        recording.repeat(self._count)
         for group in self.groups:
-            for t, used in self._together(group["params"]).items():
-                self._launch(group, used, t, grad_scale)
+            for used in self._together(group["params"]):
+                self._launch(group, used, grad_scale)
 
-    def _launch(self, group: dict[str, Any], used: list[Tensor], t: int, grad_scale: float) -> None:
-        hyper = self._hyper
-        hyper[:] = 0
-        hyper[CORRECT1] = hyper[CORRECT2] = 1
-        hyper[RATE], hyper[SCALE] = group["lr"], grad_scale
-        hyper[DECAY] = group["weight_decay"]
+    def _count(self) -> None:
+        self.steps += 1
+
+    def _fill(self, group: dict[str, Any], used: list[Tensor], cell: np.ndarray) -> None:
+        """Counts a step of the parameters in `used` and writes its hyperparameters."""
+        t = self._own_steps.get(id(used[0]), 0) + 1
+        for p in used:
+            self._own_steps[id(p)] = t
+            p.storage.changed()
+        hyper = [0.0] * cell.size
+        hyper[CORRECT1] = hyper[CORRECT2] = hyper[SCALE] = 1.0
+        hyper[RATE], hyper[DECAY] = group["lr"], group["weight_decay"]
         self.settings(group, hyper, used, t)
+        cell[:] = hyper
+
+    def _launch(
+        self, group: dict[str, Any], used: list[Tensor], grad_scale: float | np.ndarray
+    ) -> None:
+        table = self._moments  # another one after a state was loaded
+        recording.guard(lambda: self._moments is table)
         moments = [self.moments(p) for p in used]
+        hyper = recording.cell(np.empty(12))
+        recording.repeat(partial(self._fill, group, used, hyper))
+        scale = hyper[SCALE, ...]
+        if isinstance(grad_scale, np.ndarray):
+            launch("copy", grad_scale, scale)
+        else:
+            launch("fill", scale, grad_scale)
         launch(
             self.kernel,
             [p._array for p in used],
@@ -122,8 +144,6 @@ class Optimizer:
             *[[] for _ in range(_LISTS[self.kernel] - self.slots)],
             hyper,
         )
-        for p in used:
-            p.storage.version += 1
 
     # ---- state ----
 
@@ -156,7 +176,7 @@ class Optimizer:
             raise ValueError(f"optimizer state: it does not fit the parameters, {len(params)} here")
         for group, saved in zip(self.groups, state["groups"], strict=True):
             group.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()})
-        self._moments.clear()
+        self._moments = {}
         for key, array in state["moments"].items():
             i, slot = (int(part) for part in key.split("."))
             self.moments(params[i])[slot][...] = array
@@ -174,7 +194,7 @@ class Optimizer:
 def _contiguous(grad: Tensor | None) -> np.ndarray:
     assert grad is not None
     array = grad._array
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return array if array.flags.c_contiguous else copied(array)
 
 
 class SGD(Optimizer):
@@ -198,7 +218,7 @@ class SGD(Optimizer):
         super().__init__(params, lr=lr, weight_decay=weight_decay)
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         # PyTorch starts the momentum at the first gradient: no dampening in step one.
         hyper[BETA1], hyper[NESTEROV] = self.momentum, float(self.nesterov)
@@ -225,7 +245,7 @@ class Adam(Optimizer):
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         beta1, beta2 = group["betas"]
         hyper[BETA1], hyper[BETA2], hyper[EPS] = beta1, beta2, group["eps"]
@@ -268,7 +288,7 @@ class Nadam(Adam):
         self._products: dict[int, float] = {}  # of a parameter's momenta so far
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         super().settings(group, hyper, used, t)
         beta1, decay = group["betas"][0], self.momentum_decay
@@ -306,7 +326,7 @@ class RMSprop(Optimizer):
         super().__init__(params, lr=lr, eps=eps, weight_decay=weight_decay)
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         hyper[BETA1], hyper[BETA2], hyper[EPS] = self.momentum, self.alpha, group["eps"]
 
@@ -332,7 +352,7 @@ class Adagrad(Optimizer):
         return self.initial_accumulator
 
     def settings(
-        self, group: dict[str, Any], hyper: np.ndarray, used: list[Tensor], t: int
+        self, group: dict[str, Any], hyper: list[float], used: list[Tensor], t: int
     ) -> None:
         hyper[EPS] = group["eps"]
 
@@ -340,18 +360,24 @@ class Adagrad(Optimizer):
 # ---- clipping ----
 
 
+def _sum_squares_of(params: Sequence[Tensor]) -> np.ndarray:
+    total = empty((), dtypes.float64)
+    launch("sum_squares", [_contiguous(p.grad) for p in params if p.grad is not None], total)
+    return total
+
+
 def grad_norm(params: Sequence[Tensor]) -> float:
     """The Euclidean norm of all gradients together."""
-    grads = [_contiguous(p.grad) for p in params if p.grad is not None]
-    total = np.zeros(1)
-    if grads:
-        launch("sum_squares", grads, total)
-    return math.sqrt(total[0])
+    recording.refuse("grad_norm", "use clip_scale, which stays with the kernels")
+    return math.sqrt(_sum_squares_of(params))
 
 
-def clip_scale(params: Sequence[Tensor], max_norm: float) -> float:
-    """What to multiply gradients by so that their norm is at most `max_norm`; pass it to `step`."""
-    return min(1.0, max_norm / (grad_norm(params) + 1e-6))
+def clip_scale(params: Sequence[Tensor], max_norm: float) -> np.ndarray:
+    """What to multiply gradients by so that their norm is at most `max_norm` (0-d, float64); pass
+    it to `step`."""
+    scale = empty((), dtypes.float64)
+    launch("clip_factor", _sum_squares_of(params), scale, max_norm)
+    return scale
 
 
 # ---- schedules: the learning rate's factor at step t = 0, 1, … ----
@@ -470,7 +496,11 @@ def _adagrad(h: np.ndarray, p: np.ndarray, d: np.ndarray, s: np.ndarray) -> None
 
 
 def _sum_squares(arrays: Arrays, out: np.ndarray) -> None:
-    out[0] = sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays)
+    out[...] = sum(float((a.astype(np.float64) ** 2).sum()) for a in arrays)
+
+
+def _clip_factor(squares: np.ndarray, out: np.ndarray, max_norm: float) -> None:
+    out[...] = min(1.0, max_norm / (math.sqrt(squares) + 1e-6))
 
 
 REFERENCE = {
@@ -479,6 +509,7 @@ REFERENCE = {
     "rmsprop": _reference(_rmsprop),
     "adagrad": _reference(_adagrad),
     "sum_squares": _sum_squares,
+    "clip_factor": _clip_factor,
 }
 
 
@@ -488,5 +519,6 @@ def _cost(params: Arrays, grads: Arrays, *rest: Any) -> Cost:
 
 
 COST = dict.fromkeys(("sgd", "adam", "rmsprop", "adagrad"), _cost) | {
-    "sum_squares": lambda arrays, out: Cost(nbytes(*arrays), 2 * sum(a.size for a in arrays))
+    "sum_squares": lambda arrays, out: Cost(nbytes(*arrays), 2 * sum(a.size for a in arrays)),
+    "clip_factor": lambda squares, out, max_norm: Cost(nbytes(squares, out), 3),
 }

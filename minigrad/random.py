@@ -9,12 +9,19 @@ stream a draw.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
+from minigrad import recording
+
 _lock = threading.Lock()  # one for all generators, so that they can be copied
+os.register_at_fork(  # a child must not find it held by a thread that it does not have
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
 
 
 class _Cells(threading.local):
@@ -57,19 +64,25 @@ class Generator:
         self.stream = 0
 
     def next_cell(self) -> np.ndarray:
-        """[seed, stream] as uint64, read by kernels through a pointer; advances the stream."""
+        """[seed, stream] as uint64, read by kernels through a pointer; advances the stream.
+
+        In a captured step, every replay draws a stream of its own into the cell.
+        """
         if _cells.replayed is not None:
             cell = next(_cells.replayed, None)
             if cell is None:
                 raise RuntimeError("a recomputation draws more random numbers than what it repeats")
         else:
-            with _lock:
-                seed, stream = self.seed, self.stream
-                self.stream += 1
-            cell = np.array([seed, stream], dtype=np.uint64)
+            cell = recording.cell(np.empty(2, dtype=np.uint64))
+            recording.repeat(partial(self._draw, cell))
         if _cells.recorded is not None:
             _cells.recorded.append(cell)
         return cell
+
+    def _draw(self, cell: np.ndarray) -> None:
+        with _lock:
+            cell[:] = self.seed, self.stream
+            self.stream += 1
 
     def state_dict(self) -> dict[str, int]:
         return {"seed": self.seed, "stream": self.stream}

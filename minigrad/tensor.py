@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import autograd, dtypes
+from minigrad import autograd, dtypes, recording
 from minigrad.autograd import Node, Storage
 
 Scalar = bool | int | float
 TensorLike = Any  # a Tensor, an array, nested lists or a number
+_RETURN = "return the tensor and read it outside"
 
 
 class Tensor:
@@ -129,14 +130,17 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """The values as a read-only NumPy view (copy it to write)."""
+        recording.refuse("numpy", _RETURN)
         view = self._array.view()
         view.flags.writeable = False
         return view
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self._array, dtype=dtype) if copy else np.asarray(self.numpy(), dtype=dtype)
+        view = self.numpy()
+        return np.array(view, dtype=dtype) if copy else np.asarray(view, dtype=dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
+        recording.refuse("__dlpack__", _RETURN)
         return self._array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -146,10 +150,12 @@ class Tensor:
         """The value of a tensor of one element as a Python number."""
         if self.size != 1:
             raise ValueError(f"item: expected one element, got shape {self.shape}")
+        recording.refuse("item", _RETURN)
         return self._array.item()
 
     def tolist(self) -> Any:
         """The values as nested lists of Python numbers."""
+        recording.refuse("tolist", _RETURN)
         return self._array.tolist()
 
     def __float__(self) -> float:
@@ -252,7 +258,7 @@ class Tensor:
         if np.may_share_memory(source, self._array):
             source = ops.copied(source)  # kernels write in any order
         write(self._array, source)
-        self.storage.version += 1
+        recording.repeat(self.storage.changed)
         return self
 
     def _assign(self, op: str, value: Tensor) -> Tensor:

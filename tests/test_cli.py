@@ -394,6 +394,29 @@ def test_bench_step_times_a_peer_too() -> None:
     assert figures["ratio"] == pytest.approx(figures["peer_min_ms"] / figures["min_ms"])
 
 
+def test_bench_first_has_the_figures_it_promises() -> None:
+    done = tiny.minigrad("bench", "first", "--runs", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json_of(done)
+    parts = [figures[name] for name in ("import_s", "build_s", "step_s")]
+    assert set(figures) == {"what", "threads", "runs", "import_s", "build_s", "step_s", "total_s"}
+    assert min(parts) > 0
+    assert figures["total_s"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.parametrize("peer", ["torch", "jax", "tinygrad"])
+@pytest.mark.parametrize("job", [("step", "--size", "mlp-sgd"), ("kernel", "add")], ids=str)
+def test_bench_of_what_is_small(peer: str, job: tuple[str, ...]) -> None:
+    """The cost of launching, beside each peer that is installed; the others are named."""
+    done = tiny.minigrad("bench", *job, "--peer", peer, "--seconds", 0.1, "--threads", 1, "--json")
+    if importlib.util.find_spec(peer) is None:
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"minigrad: --peer {peer}: {peer} is not installed here")
+        return
+    assert done.returncode == 0, done.stderr
+    assert json_of(done)["peer"].startswith(peer)
+
+
 @pytest.mark.parametrize(
     ("shape", "message"),
     [

@@ -7,6 +7,7 @@ data and answers "run n times" with the n durations. Rounds alternate between th
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +19,22 @@ from minigrad import dispatch
 from minigrad.bench.jobs import parse_shape
 from minigrad.limits import measure_limits
 from minigrad.threads import num_threads
+
+# What can be timed beside ours: the package it needs, its worker, and what the worker is told.
+PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "torch": ("torch", "peer_torch", {"compile": False}),
+    "torch-compile": ("torch", "peer_torch", {"compile": True}),
+    "jax": ("jax", "peer_jax", {}),
+    "tinygrad": ("tinygrad", "peer_tinygrad", {}),
+    "uncaptured": ("minigrad", "ours", {"captured": False}),
+}
+
+
+def check_peer(peer: str | None) -> None:
+    """Raises ValueError where the peer's package is not installed."""
+    if peer and importlib.util.find_spec(PEERS[peer][0]) is None:
+        package = PEERS[peer][0]
+        raise ValueError(f"--peer {peer}: {package} is not installed here; pip install {package}")
 
 
 class Worker:
@@ -71,6 +88,7 @@ def job_of(args: argparse.Namespace) -> dict[str, Any]:
         return {
             "kind": "step",
             "size": args.size,
+            "captured": args.captured,
             "checkpoint_activations": args.checkpoint_activations,
         }
     shape = parse_shape(args.name, args.shape)
@@ -79,11 +97,13 @@ def job_of(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what the command line asks for; the figures, in milliseconds."""
+    check_peer(args.peer)
     threads = args.threads or num_threads()
     job = job_of(args)
     sides = {"ours": Worker("ours", job, threads)}
     if args.peer:
-        sides["peer"] = Worker(f"peer_{args.peer}", job, threads)
+        _, module, told = PEERS[args.peer]
+        sides["peer"] = Worker(module, job | told, threads)
     times: dict[str, list[float]] = {name: [] for name in sides}
     first = max(worker.times_ms(2)[1] for worker in sides.values())  # warm
     repeats = max(1, min(50, int(50 / max(first, 0.01))))

@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,15 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "linear_cross_entropy": [(1024, 512, 8192), (256, 768, 50257), (2048, 768, 50257)],
     # sequences, heads, longest, head_dim; lengths as in `varlen_lengths`
     "attention_varlen": [(8, 6, 256, 64), (8, 8, 1024, 64)],
+    "add": [(10,)],
+    "chain": [(10,)],
 }
+CHAIN = 10  # additions one after another
+
+# training steps of an MLP, where the cost of launching is what is measured: layers and batch
+MLP_SIZES, MLP_BATCH = (64, 64, 10), 32
+MLP_STEPS = ("mlp-sgd", "mlp-adamw")
+MLP_RATE = 1e-3
 
 
 def parse_shape(kind: str, text: str | None) -> list[int]:
@@ -83,12 +92,21 @@ def gradient_error(shape: list[int], dx: np.ndarray, dweight: np.ndarray) -> flo
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
 
 
+def mlp_data() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Weights (out, in) and biases of every layer in turn, inputs (B, in), and classes (B,)."""
+    parameters = []
+    for i, (n_in, n_out) in enumerate(pairwise(MLP_SIZES)):
+        parameters += [normal(i, n_out, n_in) / np.sqrt(n_in, dtype=np.float32), normal(9, n_out)]
+    inputs = normal(8, MLP_BATCH, MLP_SIZES[0])
+    return parameters, inputs, np.random.default_rng(7).integers(0, MLP_SIZES[-1], MLP_BATCH)
+
+
 def serve(
     what: str,
     run: Callable[[], Any],
     operations: float,
     n_bytes: float,
-    start_mb: float,
+    start_mb: float = 0.0,
     error: Callable[[], float] | None = None,
 ) -> None:
     """Introduces the worker, then answers each line "n" on stdin with n durations and the peak of

@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import autograd, ops, optim
+from minigrad import autograd, nn, ops, optim
 from minigrad.bench.jobs import (
+    CHAIN,
+    MLP_RATE,
+    MLP_SIZES,
+    MLP_STEPS,
     gradient_error,
     linear_cross_entropy_inputs,
+    mlp_data,
     normal,
     peak_mb,
     serve,
     varlen_lengths,
 )
+from minigrad.capture import capture
 from minigrad.models import GPT, GPTConfig
 from minigrad.profile import profile
 from minigrad.tensor import Tensor
@@ -26,7 +32,10 @@ from minigrad.train.config import SIZES
 Run = Callable[[], Any]
 
 
-def step(size: str, checkpoint_activations: bool = False) -> Run:
+def step(size: str, captured: bool = False, checkpoint_activations: bool = False) -> Run:
+    """One training step, of an MLP or of a GPT."""
+    if size in MLP_STEPS:
+        return _mlp_step(size, captured)
     shape: dict[str, Any] = dict(SIZES[size])
     batch = shape.pop("batch_size")
     config = GPTConfig(**shape)
@@ -36,14 +45,45 @@ def step(size: str, checkpoint_activations: bool = False) -> Run:
     model = GPT(config, checkpoint_activations)
     optimizer = optim.AdamW(model.parameter_groups(0.1), lr=3e-4)
 
-    def run() -> float:
+    return _stepping(model.loss, optimizer, tokens, targets, captured)
+
+
+def _stepping(
+    loss_of: Callable[..., Tensor],
+    optimizer: optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    captured: bool,
+) -> Run:
+    def update(inputs: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.loss(tokens, targets)
+        loss = loss_of(inputs, targets)
         loss.backward()
         optimizer.step()
-        return float(loss.item())
+        return loss
 
-    return run
+    made = capture(update) if captured else update
+    return lambda: float(made(inputs, targets).item())
+
+
+def _mlp_step(size: str, captured: bool) -> Run:
+    arrays, x, y = mlp_data()
+    inputs, targets = ops.tensor(x), ops.tensor(y)
+    model = nn.Sequential(nn.Linear(*MLP_SIZES[:2], activation="relu"), nn.Linear(*MLP_SIZES[1:]))
+    with autograd.no_grad():
+        for p, array in zip(model.parameters(), arrays, strict=True):
+            p.copy_(array)
+    kind: Any = optim.SGD if size == "mlp-sgd" else optim.AdamW
+    optimizer = kind(model.parameters(), lr=MLP_RATE)
+    return _stepping(
+        lambda x, y: ops.cross_entropy(model(x), y), optimizer, inputs, targets, captured
+    )
+
+
+def _chain(x: Tensor) -> Tensor:
+    for _ in range(CHAIN):
+        x = x + x
+    return x
 
 
 def _with_backward(
@@ -98,6 +138,10 @@ def kernel(job: dict[str, Any]) -> Run:
             *qkv,
             backward=backward,
         )
+    if kind == "add":
+        return _with_backward(ops.add, normal(0, *shape), normal(1, *shape), backward=backward)
+    if kind == "chain":
+        return _with_backward(_chain, normal(0, *shape), backward=backward)
     if kind == "adamw":
         parameter = ops.tensor(normal(0, *shape), requires_grad=True)
         parameter.grad = ops.tensor(normal(1, *shape))
@@ -108,13 +152,17 @@ def kernel(job: dict[str, Any]) -> Run:
 
 def main(job: dict[str, Any]) -> None:
     start_mb = peak_mb()
-    options = job.get("checkpoint_activations", False)
-    run = step(job["size"], options) if job["kind"] == "step" else kernel(job)
-    run()
+    captured = job.get("captured", False)
+    if job["kind"] == "step":
+        run = step(job["size"], captured, job.get("checkpoint_activations", False))
+    else:
+        run = kernel(job)
+    for _ in range(4):  # a captured step is recorded by then
+        run()
     with profile() as p:
         run()
     rows = p.rows.values()
-    name = f"{job['kind']} {job.get('size') or job['shape']}"
+    name = f"{job['kind']} {job.get('size') or job['shape']}" + ", captured" * captured
 
     def error() -> float:
         dx, dweight = run()

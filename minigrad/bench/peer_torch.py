@@ -1,4 +1,4 @@
-"""PyTorch's side of a benchmark, eager: `python -m minigrad.bench.peer_torch JOB`.
+"""PyTorch's side of a benchmark, eager or compiled: `python -m minigrad.bench.peer_torch JOB`.
 
 The only file that imports torch; nothing imports it.
 """
@@ -15,8 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from minigrad.bench.jobs import (
+    CHAIN,
+    MLP_RATE,
+    MLP_SIZES,
+    MLP_STEPS,
     gradient_error,
     linear_cross_entropy_inputs,
+    mlp_data,
     normal,
     peak_mb,
     serve,
@@ -63,7 +68,10 @@ class GPT(torch.nn.Module):
         return F.linear(self.norm(x), self.token.weight)
 
 
-def step(size: str) -> Run:
+def step(size: str, compiled: bool) -> Run:
+    """One training step: of an MLP, or of a GPT; the loss and its gradients compiled if asked."""
+    if size in MLP_STEPS:
+        return _mlp_step(size, compiled)
     shape = dict(SIZES[size])
     batch = shape.pop("batch_size")
     model = GPT(**shape)
@@ -73,14 +81,43 @@ def step(size: str) -> Run:
     targets = torch.tensor(rng.integers(0, shape["vocab_size"], draw)).view(-1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
 
+    def loss_of() -> Any:
+        return F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
+
+    return _stepping(loss_of, optimizer, compiled)
+
+
+def _stepping(loss_of: Callable[[], Any], optimizer: Any, compiled: bool) -> Run:
+    made = torch.compile(loss_of) if compiled else loss_of
+
     def run() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
+        loss = made()
         loss.backward()
         optimizer.step()
         return loss.item()
 
     return run
+
+
+def _mlp_step(size: str, compiled: bool) -> Run:
+    arrays, x, y = mlp_data()
+    inputs, targets = torch.tensor(x), torch.tensor(y)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(*MLP_SIZES[:2]), torch.nn.ReLU(), torch.nn.Linear(*MLP_SIZES[1:])
+    )
+    with torch.no_grad():
+        for p, array in zip(model.parameters(), arrays, strict=True):
+            p.copy_(torch.tensor(array))
+    kind = torch.optim.SGD if size == "mlp-sgd" else torch.optim.AdamW
+    optimizer = kind(model.parameters(), lr=MLP_RATE, fused=True)
+    return _stepping(lambda: F.cross_entropy(model(inputs), targets), optimizer, compiled)
+
+
+def _chain(x: Any) -> Any:
+    for _ in range(CHAIN):
+        x = x + x
+    return x
 
 
 def _with_backward(
@@ -140,6 +177,10 @@ def kernel(job: dict[str, Any]) -> Run:
             *qkv,
             backward=backward,
         )
+    if kind == "add":
+        return _with_backward(torch.add, normal(0, *shape), normal(1, *shape), backward=backward)
+    if kind == "chain":
+        return _with_backward(_chain, normal(0, *shape), backward=backward)
     if kind == "adamw":
         parameter = torch.tensor(normal(0, *shape), requires_grad=True)
         parameter.grad = torch.tensor(normal(1, *shape))
@@ -153,14 +194,16 @@ def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     torch.set_flush_denormal(True)  # ours runs so, too
     torch.manual_seed(0)
-    run = step(job["size"]) if job["kind"] == "step" else kernel(job)
+    compiled = job["compile"]
+    run = step(job["size"], compiled) if job["kind"] == "step" else kernel(job)
+    mode = "compiled" if compiled else "eager"
     capability = torch.backends.cpu.get_cpu_capability()
 
     def error() -> float:
         dx, dweight = run()
         return gradient_error(job["shape"], dx.numpy(), dweight.numpy())
 
-    serve(f"torch {torch.__version__} eager, {capability}", run, 0.0, 0.0, start_mb, error)
+    serve(f"torch {torch.__version__} {mode}, {capability}", run, 0.0, 0.0, start_mb, error)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,14 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast, contiguous, has_unit_columns, unit_columns
+from minigrad.ops.creation import (
+    as_tensor,
+    cast,
+    constant,
+    contiguous,
+    has_unit_columns,
+    unit_columns,
+)
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
 from minigrad.ops.elementwise import eq as eq_
@@ -468,7 +475,7 @@ def _composed(
 ) -> Tensor:
     """The same in differentiable operations, the weights in full."""
     allowed = expand(
-        as_tensor(visible(q.shape[2], k.shape[2], causal, window)), (*q.shape[:3], k.shape[2])
+        constant(visible(q.shape[2], k.shape[2], causal, window)), (*q.shape[:3], k.shape[2])
     )
     if mask is not None:
         allowed = logical_and(allowed, mask)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes
+from minigrad import dtypes, recording
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch
+from minigrad.dispatch import empty, launch, launch_numpy
 from minigrad.random import Generator, default_generator
 from minigrad.tensor import Tensor
 
@@ -57,6 +57,8 @@ REFERENCE = {"copy": _copy_ref, "fill": _fill_ref}
 COST = {
     "copy": lambda x, out: Cost(nbytes(x, out), 0),
     "fill": lambda out, value: Cost(nbytes(out), 0),
+    "numpy:randint": lambda bits, low, high, out: Cost(nbytes(bits, out), 0),
+    "numpy:randperm": lambda bits, out: Cost(nbytes(bits, out), 0),
 }
 
 
@@ -150,6 +152,14 @@ def tensor(
     (1, 2)
     """
     check_device(device)
+    if not isinstance(data, Tensor):
+        recording.refuse("tensor", "make it outside and pass it as an argument")
+    out = constant(data, dtype)
+    return out.requires_grad_() if requires_grad else out
+
+
+def constant(data: Any, dtype: Any = None) -> Tensor:
+    """`tensor` for what follows from shapes and numbers of the program: in a captured step, too."""
     if isinstance(data, Tensor):
         array = data._array
     elif isinstance(data, np.ndarray) or hasattr(data, "__array__"):
@@ -170,13 +180,14 @@ def tensor(
     wanted = array.dtype if dtype is None else dtypes.as_dtype(dtype)
     if array.dtype not in dtypes.ALL or not array.dtype.isnative or not array.flags.aligned:
         array = array.astype(wanted)
-    out = Tensor._wrap(copied(array, wanted))
-    return out.requires_grad_() if requires_grad else out
+    return Tensor._wrap(copied(array, wanted))
 
 
 def as_tensor(data: Any) -> Tensor:
     """`data` itself if it is a tensor, else a tensor of it."""
-    return data if data.__class__ is Tensor else tensor(data)
+    if data.__class__ is Tensor:
+        return data
+    return constant(data) if data.__class__ in (int, float, bool) else tensor(data)
 
 
 def check_device(device: str | None) -> None:
@@ -246,17 +257,17 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
     values = np.arange(lo, hi, step)
     if dtype is None:
         dtype = dtypes.int64 if values.dtype.kind == "i" else dtypes.float32
-    return tensor(values, dtype)
+    return constant(values, dtype)
 
 
 def linspace(start: float, stop: float, num: int, dtype: Any = None) -> Tensor:
     """`num` evenly spaced values from start to stop, both included."""
-    return tensor(np.linspace(start, stop, num), dtype or dtypes.float32)
+    return constant(np.linspace(start, stop, num), dtype or dtypes.float32)
 
 
 def eye(n: int, m: int | None = None, dtype: Any = None) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix of zeros."""
-    return tensor(np.eye(n, m), dtype or dtypes.float32)
+    return constant(np.eye(n, m), dtype or dtypes.float32)
 
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
@@ -310,13 +321,25 @@ def randint(low: int, high: int, shape: Shape, generator: Generator | None = Non
         raise ValueError(f"randint: expected 0 < high - low <= 2^32, got low={low}, high={high}")
     bits = empty(check_shape("randint", shape), dtypes.int64)
     launch("random_bits", bits, (generator or default_generator()).next_cell())
+    out = empty(bits.shape, dtypes.int64)
+    launch_numpy("randint", _scale_bits, bits, low, high, out)
+    return Tensor._wrap(out)
+
+
+def _scale_bits(bits: np.ndarray, low: int, high: int, out: np.ndarray) -> None:
     # Multiply-and-shift keeps the bias below (high - low) / 2^32.
     scaled = (bits.astype(np.uint64) * np.uint64(high - low)) >> np.uint64(32)
-    return tensor(scaled.astype(np.int64) + low)
+    out[...] = scaled.astype(np.int64) + low
 
 
 def randperm(n: int, generator: Generator | None = None) -> Tensor:
     """A random permutation of 0 … n-1 (int64)."""
     bits = empty((n,), dtypes.int64)
     launch("random_bits", bits, (generator or default_generator()).next_cell())
-    return tensor(np.argsort(bits, kind="stable").astype(np.int64))
+    out = empty((n,), dtypes.int64)
+    launch_numpy("randperm", _order_of, bits, out)
+    return Tensor._wrap(out)
+
+
+def _order_of(bits: np.ndarray, out: np.ndarray) -> None:
+    out[...] = np.argsort(bits, kind="stable")

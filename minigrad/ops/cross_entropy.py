@@ -65,11 +65,18 @@ def _cross_entropy_bwd_ref(
     dlogits[...] = (np.where(used, p - wanted, 0) * g[:, None]).astype(dlogits.dtype)
 
 
+def _row_share_ref(targets: np.ndarray, out: np.ndarray, ignored: int) -> None:
+    used = int((targets != ignored).sum())
+    out[...] = 1 / used if used else math.nan
+
+
 REFERENCE = {
+    "row_share": _row_share_ref,
     "cross_entropy_fwd": _cross_entropy_fwd_ref,
     "cross_entropy_bwd": _cross_entropy_bwd_ref,
 }
 COST = {
+    "row_share": lambda targets, out, ignored: Cost(nbytes(targets, out), 0),
     "cross_entropy_fwd": lambda logits, targets, loss, lse, ignore, smooth: Cost(
         nbytes(logits, targets, loss, lse), 4 * logits.size
     ),
@@ -125,7 +132,7 @@ def checked_targets(
     reduction: str,
 ) -> Tensor:
     """The targets as a tensor; refuses what does not fit logits of this shape (…, V) and dtype."""
-    wanted = as_tensor(targets)
+    wanted = contiguous(as_tensor(targets))
     if wanted.dtype not in (dtypes.int64, dtypes.int32):
         raise TypeError(f"{op}: targets must be int64 or int32, got {wanted.dtype.name}")
     if not dtypes.is_floating(dtype):
@@ -142,10 +149,11 @@ def checked_targets(
     return wanted
 
 
-def share_of_a_row(targets: np.ndarray, ignore_index: int) -> float:
-    """What a row counts in the mean: 1 / the number of rows that are not ignored."""
-    count = int((targets != ignore_index).sum())
-    return 1 / count if count else math.nan
+def row_share(targets: np.ndarray, ignore_index: int, dtype: np.dtype) -> Tensor:
+    """What a row counts in the mean: 1 / the number of targets that are not ignored, or NaN."""
+    out = empty((), dtype)
+    launch("row_share", targets, out, ignore_index)
+    return Tensor._wrap(out)
 
 
 def cross_entropy(
@@ -180,7 +188,7 @@ def cross_entropy(
     n_rows = math.prod(logits.shape[:-1])
     losses = CrossEntropy.apply(
         contiguous(reshape(logits, (n_rows, logits.shape[-1]))),
-        contiguous(reshape(wanted, (n_rows,))),
+        reshape(wanted, (n_rows,)),
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
     )
@@ -189,4 +197,4 @@ def cross_entropy(
     total = sum_(losses)
     if reduction == "sum":
         return total
-    return mul(total, share_of_a_row(wanted._array, ignore_index))
+    return mul(total, row_share(wanted._array, ignore_index, total.dtype))

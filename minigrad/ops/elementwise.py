@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes
+from minigrad import dtypes, recording
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, cast, tensor, zeros_like
+from minigrad.ops.creation import as_tensor, cast, constant, zeros_like
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [
@@ -543,8 +543,10 @@ def pow(a: TensorLike, b: TensorLike) -> Tensor:
         if b == 0.5:
             return sqrt(a)
     a, b = _arithmetic("pow", a, b)
-    if not dtypes.is_floating(b.dtype) and b.size and int(np.min(b._array)) < 0:
-        raise ValueError("pow: integers to negative powers; convert one side to float32")
+    if not dtypes.is_floating(b.dtype) and b.size:
+        recording.refuse("pow of integers", "convert them to float32, or multiply")
+        if int(np.min(b._array)) < 0:
+            raise ValueError("pow: integers to negative powers; convert one side to float32")
     return Pow.apply(a, b)
 
 
@@ -692,7 +694,7 @@ def _unary_bwd_ref(entry: _Unary) -> Callable[..., None]:
             out[...] = 0
             return
         with np.errstate(all="ignore"):
-            slope = entry.derivative(tensor(x), tensor(y), p)
+            slope = entry.derivative(constant(x), constant(y), p)
             out[...] = (_wide(g) * _wide(slope._array)).astype(out.dtype)
 
     return run

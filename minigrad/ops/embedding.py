@@ -24,8 +24,21 @@ def _embedding_bwd_ref(g: np.ndarray, indices: np.ndarray, dweight: np.ndarray) 
     dweight[...] = total.astype(dweight.dtype)
 
 
-REFERENCE = {"embedding_fwd": _embedding_fwd_ref, "embedding_bwd": _embedding_bwd_ref}
+def _check_range_ref(indices: np.ndarray, n: int, has_ignored: bool, ignored: int) -> None:
+    bad = (indices < 0) | (indices >= n)
+    if has_ignored:
+        bad &= indices != ignored
+    if bad.any():
+        raise IndexError(f"check_range: the index {indices[bad][0]} is outside [0, {n})")
+
+
+REFERENCE = {
+    "embedding_fwd": _embedding_fwd_ref,
+    "embedding_bwd": _embedding_bwd_ref,
+    "check_range": _check_range_ref,
+}
 COST = {
+    "check_range": lambda indices, n, has_ignored, ignored: Cost(nbytes(indices), 0),
     "embedding_fwd": lambda weight, indices, out: Cost(nbytes(indices, out, out), 0),
     "embedding_bwd": lambda g, indices, dweight: Cost(nbytes(g, indices, dweight), g.size),
 }
@@ -72,20 +85,19 @@ def embedding(weight: Tensor, indices: TensorLike) -> Tensor:
         raise TypeError(f"embedding: indices must be int64 or int32, got {wanted.dtype.name}")
     if weight.ndim != 2:
         raise ValueError(f"embedding: expected a weight (V, C), got {weight.shape}")
-    array = wanted._array
-    check_range("embedding", "index", array, weight.shape[0])
-    return Embedding.apply(
-        contiguous(weight), wanted if array.flags.c_contiguous else Tensor._wrap(copied(array))
-    )
+    wanted = contiguous(wanted)
+    check_range("embedding", "index", wanted._array, weight.shape[0])
+    return Embedding.apply(contiguous(weight), wanted)
 
 
 def check_range(op: str, what: str, array: np.ndarray, n: int, ignored: int | None = None) -> None:
-    """Raises IndexError naming the first value outside [0, n) (and not `ignored`)."""
-    if array.size == 0 or (array.min() >= 0 and array.max() < n):
-        return
-    bad = (array < 0) | (array >= n)
-    if ignored is not None:
-        bad &= array != ignored
-    if bad.any():
+    """Raises IndexError naming the first value of a contiguous array that is outside [0, n) (and
+    not `ignored`)."""
+    try:
+        launch("check_range", array, n, ignored is not None, ignored or 0)
+    except IndexError:
+        bad = (array < 0) | (array >= n)
+        if ignored is not None:
+            bad &= array != ignored
         at = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise IndexError(f"{op}: {what} {array[at]} at {at} is outside [0, {n})")
+        raise IndexError(f"{op}: {what} {array[at]} at {at} is outside [0, {n})") from None

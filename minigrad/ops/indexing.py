@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes
+from minigrad import dtypes, recording
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
@@ -145,6 +145,10 @@ class Scatter(Function):
 
 def _positions(shape: tuple[int, ...], pick: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The flat positions that `pick` takes out of an array of this shape."""
+    recording.refuse(
+        "an index of arrays or tensors",
+        "use mg.embedding for the rows of a table, mg.where for a choice, or slices",
+    )
     found: list[np.ndarray] = []
 
     def run(shape: tuple[int, ...]) -> None:

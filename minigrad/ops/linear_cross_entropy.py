@@ -19,16 +19,16 @@ from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, contiguous, copied
-from minigrad.ops.cross_entropy import checked_targets, share_of_a_row
+from minigrad.ops.cross_entropy import checked_targets, row_share
 from minigrad.ops.matmul import check_linear, product_into
 from minigrad.ops.movement import reshape
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["linear_cross_entropy"]
 
-# Rows of a chunk: a K block of the product (kKC in csrc/matmul_kernel.h), so that the weight's
-# gradient is added up in the same order as that of a product over all rows.
-CHUNK_ROWS = 256
+# Rows of a chunk: a multiple of every level's K block (kKC in csrc/matmul_kernel.h), so that the
+# weight's gradient is added up in the same order as that of a product over all rows.
+CHUNK_ROWS = 512
 
 Optional = np.ndarray | None
 
@@ -95,8 +95,8 @@ def _sweep(
 
 
 class LinearCrossEntropy(Function):
-    """x (N, D), weight (V, D), bias (V,), targets (N,) → losses (N,), or with `share` (what a row
-    counts) their weighted sum."""
+    """x (N, D), weight (V, D), bias (V,), targets (N,) → losses (N,), or with `share` (), what a
+    row counts, their weighted sum."""
 
     @staticmethod
     def forward(
@@ -107,7 +107,7 @@ class LinearCrossEntropy(Function):
         targets: np.ndarray,
         ignore_index: int,
         label_smoothing: float,
-        share: float | None,
+        share: Optional,
     ) -> np.ndarray:
         ctx.options, ctx.share = (ignore_index, label_smoothing), share
         ctx.save_inputs(0, 1, 2, 3)
@@ -122,7 +122,7 @@ class LinearCrossEntropy(Function):
             return losses
         total = empty((1,), losses.dtype)
         launch("sum", losses, total)
-        launch("scale", [total], np.array([share]))
+        launch("scale", [total], share)
         return total.reshape(())
 
     @staticmethod
@@ -144,9 +144,9 @@ class LinearCrossEntropy(Function):
         return *[None if a is None else Tensor._wrap(a) for a in gradients], None
 
 
-def _shares(losses: np.ndarray, share: float) -> np.ndarray:
+def _shares(losses: np.ndarray, share: np.ndarray) -> np.ndarray:
     out = empty(losses.shape, losses.dtype)
-    launch("fill", out, share)
+    launch("copy", share, out)
     return out
 
 
@@ -163,7 +163,7 @@ def linear_cross_entropy(
     """cross_entropy(linear(x, weight, bias), targets) in chunks: the logits never exist as a whole.
 
     x (…, D), weight (V, D), bias (V,), integer targets (…); options and result as in
-    `cross_entropy`. Holds the logits of 256 rows at a time, in float32 (float64 for float64)
+    `cross_entropy`. Holds the logits of 512 rows at a time, in float32 (float64 for float64)
     whatever the dtype of x, and sums the weight's gradient over chunks in that type. With "mean"
     and "sum" the gradients are made in forward; with "none", and for a second backward, the logits
     are made again.
@@ -181,9 +181,12 @@ def linear_cross_entropy(
     shape = (*x.shape[:-1], weight.shape[0])
     wanted = checked_targets(op, targets, shape, x.dtype, label_smoothing, ignore_index, reduction)
     n_rows = math.prod(wanted.shape)
-    share = None if reduction == "none" else 1.0
+    share = None
     if reduction == "mean":
-        share = share_of_a_row(wanted._array, ignore_index)
+        share = row_share(wanted._array, ignore_index, _wide(x.dtype))._array
+    elif reduction == "sum":
+        share = empty((), _wide(x.dtype))
+        launch("fill", share, 1.0)
     out = LinearCrossEntropy.apply(
         contiguous(reshape(x, (n_rows, x.shape[-1]))),
         contiguous(weight),

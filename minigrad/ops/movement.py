@@ -52,7 +52,8 @@ Axis = int | Sequence[int] | None
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
-    return tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+    listed = shape if shape.__class__ is tuple or isinstance(shape, Iterable) else (shape,)
+    return tuple(map(operator.index, listed))
 
 
 def _axis(op: str, axis: int, ndim: int) -> int:
@@ -193,6 +194,8 @@ class Pad(Function):
 def reshape(x: TensorLike, shape: Shape) -> Tensor:
     """x in another shape with as many elements; one dimension may be -1. A view where possible."""
     x = as_tensor(x)
+    if x.shape == shape:
+        return x
     wanted = _shape(shape)
     if x.shape == wanted:
         return x

@@ -96,13 +96,17 @@ def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
 
 
 def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(1 if d in axes else n for d, n in enumerate(shape))
+    return tuple([1 if d in axes else n for d, n in enumerate(shape)])
+
+
+def _left(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([n for d, n in enumerate(shape) if d not in axes])
 
 
 def _finish(out: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
     if keepdims:
         return out
-    return reshape(out, tuple(n for d, n in enumerate(out.shape) if d not in axes))
+    return reshape(out, _left(out.shape, axes))
 
 
 # ---- differentiable ----
@@ -110,15 +114,17 @@ def _finish(out: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
 
 class Sum(Function):
     @staticmethod
-    def forward(ctx: Node, x: np.ndarray, axes: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        out = empty(_kept(x.shape, axes), dtype)
+    def forward(
+        ctx: Node, x: np.ndarray, axes: tuple[int, ...], keepdims: bool, dtype: np.dtype
+    ) -> np.ndarray:
+        ctx.shape, ctx.kept, ctx.dtype = x.shape, _kept(x.shape, axes), x.dtype
+        out = empty(ctx.kept, dtype)
         launch("sum", x, out)
-        return out
+        return out if keepdims else out.reshape(_left(x.shape, axes))
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> Tensor:
-        return expand(cast(g, ctx.dtype), ctx.shape)
+        return expand(reshape(cast(g, ctx.dtype), ctx.kept), ctx.shape)
 
 
 class Prod(Function):
@@ -201,7 +207,7 @@ def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis` (all axes for None). Integers and bool sum to int64."""
     x = as_tensor(x)
     axes = normalize_axes("sum", axis, x.ndim)
-    return _finish(Sum.apply(x, axes=axes, dtype=_sum_dtype(x)), axes, keepdims)
+    return Sum.apply(x, axes=axes, keepdims=keepdims, dtype=_sum_dtype(x))
 
 
 def prod(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -230,7 +236,7 @@ def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     x = _floating(x)
     axes = normalize_axes("mean", axis, x.ndim)
     n = _count(x, axes)
-    total = _finish(Sum.apply(x, axes=axes, dtype=_sum_of_floats(x)), axes, keepdims)
+    total = Sum.apply(x, axes=axes, keepdims=keepdims, dtype=_sum_of_floats(x))
     return cast(total * (1 / n if n else math.nan), x.dtype)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import dtypes
-from minigrad.ops.creation import as_tensor, tensor
+from minigrad.ops.creation import as_tensor, constant
 from minigrad.ops.elementwise import add, mul, sub
 from minigrad.ops.movement import concat, split
 from minigrad.tensor import Tensor, TensorLike
@@ -29,7 +29,7 @@ def rotary_embedding(x: TensorLike, offset: int = 0, base: float = 10000.0) -> T
         )
     length, half = x.shape[-2], x.shape[-1] // 2
     angle = (np.arange(length)[:, None] + offset) * base ** (-np.arange(half) / half)
-    cosine, sine = tensor(np.cos(angle), x.dtype), tensor(np.sin(angle), x.dtype)
+    cosine, sine = constant(np.cos(angle), x.dtype), constant(np.sin(angle), x.dtype)
     first, second = split(x, 2, axis=-1)
     return concat(
         [

@@ -22,9 +22,10 @@ from minigrad.data import (
 from minigrad.models import GPT, GPTConfig
 from minigrad.optim import AdamW, clip_scale, cosine_schedule
 from minigrad.random import Generator
+from minigrad.tensor import Tensor
 from minigrad.train import plots
 from minigrad.train.config import GPTTrainConfig, TrainConfig
-from minigrad.train.loop import Task, digest, train
+from minigrad.train.loop import Task, captured, digest, train
 
 EVAL_BATCHES = 8  # of the tail, for the losses on the way; the last one is over all of it
 
@@ -69,19 +70,25 @@ def make_task(
     schedule = cosine_schedule(min(config.warmup, config.steps // 10 + 1), config.steps, 0.1)
     parameters = model.parameters()
 
-    def step(t: int) -> float:
-        optimizer.lr = config.lr * schedule(t)
+    def update(*arrays: Tensor) -> list[Tensor]:
+        """One step from inputs and targets of every batch in turn; a loss each."""
         optimizer.zero_grad()
-        total = 0.0
-        for _ in range(config.accumulate):
-            inputs, targets = batches.next_batch()
-            loss = model.loss(ops.tensor(inputs), ops.tensor(targets))
+        losses = []
+        for inputs, targets in zip(arrays[::2], arrays[1::2], strict=True):
+            loss = model.loss(inputs, targets)
             if config.accumulate > 1:
                 loss = loss * (1 / config.accumulate)
             loss.backward()
-            total += float(loss.item())
+            losses.append(loss)
         optimizer.step(clip_scale(parameters, config.clip) if config.clip > 0 else 1.0)
-        return total
+        return losses
+
+    launch = captured(update, config)
+
+    def step(t: int) -> float:
+        optimizer.lr = config.lr * schedule(t)
+        arrays = [array for _ in range(config.accumulate) for array in batches.next_batch()]
+        return sum(float(loss.item()) for loss in launch(*arrays))
 
     return Task(
         name="gpt",

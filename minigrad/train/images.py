@@ -14,9 +14,10 @@ from minigrad.data import ImageBatches, Images, load_images, pca_error
 from minigrad.models import GAN, Autoencoder
 from minigrad.optim import Nadam, RMSprop, cosine_schedule
 from minigrad.random import Generator
+from minigrad.tensor import Tensor
 from minigrad.train import plots
 from minigrad.train.config import AutoencoderTrainConfig, GANTrainConfig, TrainConfig
-from minigrad.train.loop import Task, digest, train
+from minigrad.train.loop import Task, captured, digest, train
 
 
 def autoencoder_task(config: AutoencoderTrainConfig, images: Images) -> Task:
@@ -26,13 +27,18 @@ def autoencoder_task(config: AutoencoderTrainConfig, images: Images) -> Task:
     schedule = cosine_schedule(0, config.steps, 0.02)
     test = ops.tensor(images.test)
 
-    def step(t: int) -> float:
-        optimizer.lr = config.lr * schedule(t)
+    def update(batch: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.loss(ops.tensor(batches.next_batch()))
+        loss = model.loss(batch)
         loss.backward()
         optimizer.step()
-        return float(loss.item())
+        return loss
+
+    launch = captured(update, config)
+
+    def step(t: int) -> float:
+        optimizer.lr = config.lr * schedule(t)
+        return float(launch(batches.next_batch()).item())
 
     def evaluate() -> float:
         with autograd.no_grad():
@@ -82,8 +88,7 @@ def gan_task(config: GANTrainConfig, images: Images) -> Task:
     batches = ImageBatches(images.train, config.batch_size, config.seed)
     test = ops.tensor(images.test)
 
-    def step(t: int) -> float:
-        real = ops.tensor(batches.next_batch())
+    def update(real: Tensor) -> tuple[Tensor, Tensor]:
         with autograd.no_grad():
             fake = model.generate(ops.randn((config.batch_size, config.codes)))
         judge.zero_grad()
@@ -94,6 +99,12 @@ def gan_task(config: GANTrainConfig, images: Images) -> Task:
         fooled = model.generator_loss(model.generate(ops.randn((config.batch_size, config.codes))))
         fooled.backward()
         maker.step()
+        return loss, fooled
+
+    launch = captured(update, config)
+
+    def step(t: int) -> float:
+        loss, fooled = launch(batches.next_batch())
         return float(loss.item() + fooled.item())
 
     def evaluate() -> float:

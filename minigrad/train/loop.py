@@ -19,7 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from minigrad import checkpoint, dispatch
+from minigrad.capture import capture
 from minigrad.nn import Module
+from minigrad.ops import tensor
 from minigrad.optim import Optimizer
 from minigrad.random import default_generator, manual_seed
 from minigrad.train.config import TrainConfig
@@ -59,6 +61,13 @@ class Result:
     best_loss: float
     interrupted: bool
     units_per_s: float
+
+
+def captured(update: Callable[..., Any], config: TrainConfig) -> Callable[..., Any]:
+    """`update` as a captured step, or as it is with --eager; either takes arrays."""
+    if not config.eager:
+        return capture(update)
+    return lambda *arrays: update(*map(tensor, arrays))
 
 
 def digest(data: np.ndarray) -> str:
@@ -113,7 +122,9 @@ def steps_for(minutes: float, make: Callable[[], Task]) -> int:
 
 
 # What may differ when a run goes on: none of it changes the numbers. Steps follow from minutes.
-FREE = {"data", "out", "minutes", "eval_every", "resume", "json", "checkpoint_activations"}
+FREE = {
+    "data", "out", "minutes", "eval_every", "resume", "eager", "json", "checkpoint_activations",
+}  # fmt: skip
 
 
 def check_same_run(config: TrainConfig, state: dict[str, Any], run: Path) -> None:

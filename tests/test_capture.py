@@ -1,0 +1,404 @@
+"""Captured steps: the bits of the step as it is, over many steps; and what cannot be captured."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+import minigrad as mg
+from minigrad import nn, optim
+from minigrad.capture import MAX_CALLS, MAX_RECORDINGS
+from minigrad.models import GPT, GPTConfig
+
+N_STEPS = 12
+Arrays = list[np.ndarray]
+
+
+def same_bits(a: Arrays, b: Arrays) -> bool:
+    return len(a) == len(b) and all(x.tobytes() == y.tobytes() for x, y in zip(a, b, strict=True))
+
+
+def numbers(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+# ---- the same bits as the step as it is ----
+
+
+def mlp(optimizer: Callable[..., optim.Optimizer]) -> tuple[Any, Callable[..., mg.Tensor]]:
+    model = nn.Sequential(
+        nn.Linear(6, 8, activation="relu"), nn.Dropout(0.25), nn.LayerNorm(8), nn.Linear(8, 3)
+    )
+    made = optimizer(model.parameters())
+
+    def update(x: mg.Tensor, y: mg.Tensor) -> mg.Tensor:
+        made.zero_grad()
+        loss = mg.cross_entropy(model(x), y)
+        loss.backward()
+        made.step(optim.clip_scale(model.parameters(), 0.5))
+        return loss
+
+    return (model, made), update
+
+
+def mlp_batch(t: int) -> tuple[np.ndarray, np.ndarray]:
+    targets = np.random.default_rng(t).integers(0, 3, 5)
+    targets[: t % 3] = -100  # how many count differs from step to step
+    return numbers((5, 6), t), targets
+
+
+OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
+    "sgd": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.01),
+    "adamw": lambda p: optim.AdamW(p, lr=0.02),
+    "nadam": lambda p: optim.Nadam(p),
+    "rmsprop": lambda p: optim.RMSprop(p, momentum=0.5),
+    "adagrad": lambda p: optim.Adagrad(p, initial_accumulator=0.1),
+}
+
+
+def trained(make: Callable[[], Any], batch: Callable[[int], Any], captured: bool) -> Arrays:
+    """Losses, parameters, gradients, moments, counts and the next stream after some steps."""
+    mg.manual_seed(3)
+    (model, optimizer), update = make()
+    step = mg.capture(update) if captured else update
+    schedule = optim.cosine_schedule(3, N_STEPS)
+    losses = []
+    for t in range(N_STEPS):
+        optimizer.lr = 0.05 * schedule(t)
+        arrays = batch(t)
+        losses.append(step(*(arrays if captured else map(mg.tensor, arrays))).numpy().copy())
+    state = optimizer.state_dict()
+    counts = [state["steps"], *state["parameter_steps"], mg.random.default_generator().stream]
+    parameters = model.parameters()
+    versions = [p.version for p in parameters]
+    gradients = [p.grad.numpy() for p in parameters]
+    arrays = [p.numpy() for p in parameters] + gradients + list(state["moments"].values())
+    return [*losses, *arrays, np.array(counts), np.array(versions)]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_mlp_steps_have_the_same_bits(name: str, level: str) -> None:
+    """With dropout, clipping, a schedule and ignored targets."""
+    as_it_is, captured = (
+        trained(lambda: mlp(OPTIMIZERS[name]), mlp_batch, captured) for captured in (False, True)
+    )
+    assert same_bits(as_it_is, captured)
+    assert len({a.tobytes() for a in captured[:N_STEPS]}) == N_STEPS
+
+
+def gpt() -> tuple[Any, Callable[..., mg.Tensor]]:
+    model = GPT(GPTConfig(vocab_size=11, seq_len=8, n_layers=2, n_heads=2, dim=16, dropout=0.2))
+    optimizer = optim.AdamW(model.parameter_groups(0.1), lr=0.01)
+
+    def update(*batches: mg.Tensor) -> tuple[mg.Tensor, mg.Tensor]:
+        optimizer.zero_grad()
+        losses = []
+        for i in range(0, len(batches), 2):  # gradients add up over two batches
+            loss = model.loss(batches[i], batches[i + 1]) * 0.5
+            loss.backward()
+            losses.append(loss)
+        optimizer.step(optim.clip_scale(model.parameters(), 1.0))
+        return mg.stack(losses)
+
+    return (model, optimizer), update
+
+
+def gpt_batch(t: int) -> Arrays:
+    rng = np.random.default_rng(t)
+    return [rng.integers(0, 11, (3, 8)) for _ in range(4)]
+
+
+def test_gpt_steps_have_the_same_bits(level: str) -> None:
+    as_it_is, captured = (trained(gpt, gpt_batch, captured) for captured in (False, True))
+    assert same_bits(as_it_is, captured)
+
+
+def test_references_have_the_same_bits() -> None:
+    """What is Python, not native, is replayed, too."""
+    with mg.use_kernels("ref"):
+        as_it_is, captured = (
+            trained(lambda: mlp(OPTIMIZERS["adamw"]), mlp_batch, captured)
+            for captured in (False, True)
+        )
+    assert same_bits(as_it_is, captured)
+
+
+def test_random_numbers_and_numpy_are_drawn_and_done_again() -> None:
+    def draw(x: mg.Tensor) -> tuple[mg.Tensor, ...]:
+        wide = mg.cast(x, "float64")
+        drawn = mg.randint(0, 1000, (4,)), mg.randperm(6), mg.rand((3,)), mg.randn((3,))
+        return (*drawn, wide @ wide, mg.argsort(x, axis=1), mg.arange(3) + 1)
+
+    results = []
+    for step in (draw, mg.capture(draw)):
+        mg.manual_seed(1)
+        results.append(
+            [y.numpy().copy() for t in range(6) for y in step(mg.tensor(numbers((3, 3), t)))]
+        )
+    assert same_bits(*results)
+
+
+@pytest.mark.parametrize("config", [tiny.GPT, tiny.AUTOENCODER, tiny.GAN], ids=lambda c: c.__doc__)
+def test_the_trainer_captures_its_steps_and_they_have_the_same_bits(config: Any) -> None:
+    runs = []
+    for eager in (True, False):
+        mg.manual_seed(0)
+        task = tiny.make(dataclasses.replace(config, eager=eager))
+        losses = [task.step(t) for t in range(N_STEPS)]
+        runs.append([np.array(losses), *task.model.state_dict().values()])
+    assert same_bits(*runs)
+
+
+# ---- when it is replayed, and in what memory ----
+
+
+def counted(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
+    calls: list[int] = []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return function(*args, **kwargs)
+
+    return mg.capture(wrapped), calls
+
+
+def test_two_calls_are_recorded_and_the_others_replayed() -> None:
+    step, calls = counted(lambda x, k: x * k)
+    for t in range(5):
+        assert step(np.full(3, t), 2).tolist() == [2 * t] * 3
+    assert len(calls) == 2
+    assert step(np.full(4, 1), 2).tolist() == [2] * 4  # another shape
+    assert step(np.full(3, 1.5), 2).tolist() == [3.0] * 3  # dtype
+    assert step(np.full(3, 1), 3).tolist() == [3] * 3  # constant
+    assert step(np.full(3, 1), k=3).tolist() == [3] * 3
+    with mg.use_kernels("ref"):
+        assert step(np.full(3, 7), 2).tolist() == [14] * 3
+    assert len(calls) == 7
+    assert step(np.full(3, 9), 2).tolist() == [18] * 3  # the first recording is still there
+    assert len(calls) == 7
+    for n in range(10, 10 + MAX_RECORDINGS):
+        step(np.full(n, 1), 2)
+    step(np.full(3, 9), 2)  # and makes room
+    assert len(calls) == 8 + MAX_RECORDINGS
+
+
+def test_results_are_in_memory_of_their_own() -> None:
+    step = mg.capture(lambda x: [x + 1, x])
+    kept = [step(np.full(2, t)) for t in range(5)]
+    assert [[y.tolist() for y in pair] for pair in kept] == [
+        [[t + 1] * 2, [t] * 2] for t in range(5)
+    ]
+    assert not any(y.requires_grad for pair in kept for y in pair)
+
+
+def test_gradients_are_those_of_the_replay() -> None:
+    w = mg.tensor([1.0, 2.0], requires_grad=True)
+
+    def update(x: mg.Tensor) -> None:
+        w.grad = None
+        (w * x).sum().backward()
+
+    step = mg.capture(update)
+    for t in range(4):
+        step(np.float32([t, 1]))
+        step(np.float32([[t, 2], [0, 0]]))  # another recording, with a gradient of its own
+        step(np.float32([t, 3]))
+        assert w.grad is not None
+        assert w.grad.tolist() == [t, 3]
+
+
+def test_a_loaded_state_is_followed() -> None:
+    def run(captured: bool) -> Arrays:
+        (model, optimizer), update = mlp(OPTIMIZERS["adamw"])
+        step = mg.capture(update) if captured else lambda *b: update(*map(mg.tensor, b))
+        for t in range(4):
+            step(*mlp_batch(t))
+        weights, state = model.state_dict(), optimizer.state_dict()
+        for t in range(4, 7):
+            step(*mlp_batch(t))
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        for t in range(7, 11):
+            step(*mlp_batch(t))
+        return [p.numpy().copy() for p in model.parameters()]
+
+    results = []
+    for captured in (False, True):
+        mg.manual_seed(0)
+        results.append(run(captured))
+    assert same_bits(*results)
+
+
+def test_buffers_are_used_again_within_a_recording() -> None:
+    def step(x: mg.Tensor) -> mg.Tensor:
+        for _ in range(20):
+            x = x + 1
+        return x
+
+    captured = mg.capture(step)
+    x = mg.zeros((1 << 18,))
+    live = mg.memory_statistics()["live_bytes"]
+    for _ in range(4):
+        captured(x)
+    # The argument's copy and two buffers in turn, not twenty.
+    assert mg.memory_statistics()["live_bytes"] - live <= 3 * x.nbytes + (1 << 16)
+    del captured
+    gc.collect()
+    assert mg.memory_statistics()["live_bytes"] == live
+
+
+def test_a_gradient_outlives_its_recording() -> None:
+    w = mg.tensor([1.0, 2.0], requires_grad=True)
+
+    def update(x: mg.Tensor) -> None:
+        w.grad = None
+        (w * x).sum().backward()
+
+    step = mg.capture(update)
+    for _ in range(4):
+        step(np.float32([3, 4]))
+    del step, update
+    gc.collect()
+    others = [mg.zeros((2,)) for _ in range(10)]
+    assert w.grad is not None
+    assert w.grad.tolist() == [3, 4]
+    assert len(others) == 10
+
+
+def test_a_profile_shows_what_is_replayed() -> None:
+    step = mg.capture(lambda x: mg.tanh(x) * 2)
+    x = mg.zeros((4,))
+    for _ in range(3):
+        with mg.profile() as p:
+            step(x)
+        assert p.rows["tanh"].calls == p.rows["mul"].calls == 1
+
+
+def test_a_captured_step_within_another_is_part_of_it() -> None:
+    inner = mg.capture(lambda x: x + 1)
+    outer = mg.capture(lambda x: inner(x) * 2)
+    assert [outer(np.array([t])).item() for t in range(5)] == [2, 4, 6, 8, 10]
+
+
+def test_other_threads_are_not_recorded() -> None:
+    def step(x: mg.Tensor) -> mg.Tensor:
+        thread = threading.Thread(target=lambda: mg.exp(mg.ones((3,))).numpy())
+        thread.start()
+        thread.join()
+        return x + 1
+
+    captured = mg.capture(step)
+    assert [captured(np.array([t])).item() for t in range(4)] == [1, 2, 3, 4]
+    with mg.profile() as p:
+        captured(np.array([5]))
+    assert set(p.rows) == {"add", "copy"}
+
+
+# ---- what cannot be captured ----
+
+WEIGHT = mg.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+READS: dict[str, Callable[[mg.Tensor], Any]] = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.sum() > 0),
+    "float": lambda x: float(x.sum()),
+    "numpy": lambda x: x.numpy(),
+    "asarray": lambda x: np.asarray(x),
+    "dlpack": lambda x: np.from_dlpack(x),
+    "tolist": lambda x: x.tolist(),
+    "tensor": lambda x: mg.tensor([1.0, 2.0]),
+    "operand": lambda x: x + np.ones(2, np.float32),
+    "index": lambda x: x[mg.argmax(x, 0)],
+    "gather": lambda x: mg.take_along_axis(x, mg.argsort(x), 1),
+    "grad_norm": lambda x: optim.grad_norm([WEIGHT]),
+    "rate": lambda x: setattr(optim.SGD([WEIGHT], lr=1.0), "lr", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_reading_within_is_refused(name: str) -> None:
+    step = mg.capture(READS[name])
+    x = mg.tensor([[1.0, 2.0], [3.0, 0.0]])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a captured step is replayed without its Python"):
+            step(x)
+    READS[name](x)  # as it is: fine
+
+
+def test_memory_that_a_call_leaves_for_the_next_is_refused() -> None:
+    w = mg.tensor([1.0, 2.0], requires_grad=True)
+
+    def update(x: mg.Tensor) -> None:
+        (w * x).sum().backward()  # .grad adds up
+
+    step = mg.capture(update)
+    for _ in range(MAX_CALLS - 1):
+        step(np.float32([1, 2]))
+    with pytest.raises(RuntimeError, match=r"was in other memory.*zero gradients within"):
+        step(np.float32([1, 2]))
+
+
+def test_values_of_python_that_change_are_refused() -> None:
+    values = iter(range(10))
+    step = mg.capture(lambda x: x + next(values))
+    for _ in range(MAX_CALLS - 1):
+        step(np.float32([1, 2]))
+    with pytest.raises(RuntimeError, match=r"argument 1 of launch 0, add, .* had other values"):
+        step(np.float32([1, 2]))
+
+
+def test_launches_that_change_are_refused() -> None:
+    calls: list[int] = []
+
+    def grow(x: mg.Tensor) -> mg.Tensor:
+        calls.append(1)
+        for _ in calls:
+            x = mg.exp(x)
+        return x
+
+    step = mg.capture(grow)
+    for _ in range(MAX_CALLS - 1):
+        step(np.float32([1, 2]))
+    with pytest.raises(RuntimeError, match="3 launches, then 4"):
+        step(np.float32([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (WEIGHT, "requires a gradient"),
+        ([1.0], "an argument is a list; expected tensors, arrays, numbers"),
+        (np.array(["a"]), "not supported; expected one of float32"),
+    ],
+    ids=["gradient", "list", "dtype"],
+)
+def test_arguments_that_do_not_fit(argument: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        mg.capture(lambda x: None)(argument)
+
+
+def test_what_it_returns_must_be_tensors() -> None:
+    with pytest.raises(TypeError, match="returned a float, which a replay could not make"):
+        mg.capture(lambda x: 0.5)(np.zeros(2))
+
+
+def test_anomalies_are_not_hunted_in_captured_steps() -> None:
+    with mg.detect_anomaly(), pytest.raises(RuntimeError, match="detect_anomaly reads every"):
+        mg.capture(lambda x: x)(np.zeros(2))
+
+
+def test_an_error_in_a_call_or_a_replay_leaves_the_step_usable() -> None:
+    step = mg.capture(lambda x, y: mg.cross_entropy(x, y))
+    logits = numbers((2, 3), 0)
+    expected = mg.cross_entropy(logits, np.array([0, 2])).item()
+    for t in range(5):
+        if t in (1, 4):
+            with pytest.raises(IndexError, match=r"3 .*outside \[0, 3\)"):
+                step(logits, np.array([1, 3]))
+        assert step(logits, np.array([0, 2])).item() == expected
