@@ -10,6 +10,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace py = pybind11;
 
@@ -72,6 +76,16 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
     return py::reinterpret_steal<py::object>(array);
 }
 
+// Asks Linux for the tile registers, which a process has only by permission.
+bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 // The instruction-set levels this machine can run, best last: CPUID feature bits, and XCR0 for what
 // the operating system saves. Never by the processor's name, which virtual machines hide.
 py::list supported_levels() {
@@ -88,7 +102,11 @@ py::list supported_levels() {
     if ((low & 0x06) != 0x06 || !(b & bit_AVX2)) return levels;
     levels.append("avx2");
     unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
-    if ((low & 0xe6) == 0xe6 && (b & needed) == needed) levels.append("avx512");
+    if ((low & 0xe6) != 0xe6 || (b & needed) != needed) return levels;
+    levels.append("avx512");
+    constexpr unsigned kTile = 1u << 24, kTileBf16 = 1u << 22, kTileState = 3u << 17;
+    bool tiles = (d & kTile) && (d & kTileBf16) && (low & kTileState) == kTileState;
+    if (tiles && may_use_tiles()) levels.append("amx");
 #endif
     return levels;
 }
