@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from minigrad.precision import PRECISIONS
 from minigrad.ptx import command as ptx_command
 from minigrad.train import config as configs
 
@@ -86,9 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
-    for one in (step, kernel):
+    for one, choices in ((step, PRECISIONS), (kernel, ("fp32",))):
         one.add_argument(
-            "--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32"
+            "--precision", "--dtype", dest="precision", choices=choices, default="fp32"
         )
         one.add_argument("--peer", choices=["torch"], help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")

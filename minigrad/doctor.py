@@ -39,6 +39,16 @@ def _instructions() -> dict[str, str]:
     return {"value": level or "", "why": why}
 
 
+def _bfloat16() -> dict[str, str]:
+    if dispatch.active() == ("native", "amx"):
+        return {"value": "in hardware", "why": "AMX multiplies it: train with --precision bf16"}
+    return {
+        "value": "by conversion",
+        "why": "products convert it to float32, so --precision bf16 is no faster here; "
+        "the level amx multiplies it",
+    }
+
+
 def _gpu() -> dict[str, str]:
     if not os.path.exists("/dev/nvidiactl"):
         return {"value": "none", "why": "no NVIDIA driver here; this version trains on the CPU"}
@@ -59,6 +69,7 @@ def examine() -> Findings:
         "minigrad": {"value": metadata_version(), "why": f"Python {sys.version.split()[0]}"},
         "machine": {"value": platform.machine(), "why": platform.platform()},
         "kernels": _instructions(),
+        "bfloat16": _bfloat16(),
         "threads": {
             "value": str(num_threads()),
             "why": "MINIGRAD_NUM_THREADS asks for it"

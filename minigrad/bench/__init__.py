@@ -63,7 +63,7 @@ class Worker:
 
 def job_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.subject == "step":
-        return {"kind": "step", "size": args.size}
+        return {"kind": "step", "size": args.size, "precision": args.precision}
     shape = parse_shape(args.name, args.shape)
     return {"kind": args.name, "shape": shape, "backward": args.what == "fwd+bwd"}
 

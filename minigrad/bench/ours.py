@@ -12,6 +12,7 @@ import numpy as np
 from minigrad import autograd, ops, optim
 from minigrad.bench.jobs import normal, serve
 from minigrad.models import GPT, GPTConfig
+from minigrad.precision import precision
 from minigrad.profile import profile
 from minigrad.tensor import Tensor
 from minigrad.train.config import SIZES
@@ -19,7 +20,7 @@ from minigrad.train.config import SIZES
 Run = Callable[[], Any]
 
 
-def step(size: str) -> Run:
+def step(size: str, form: str = "fp32") -> Run:
     shape: dict[str, Any] = dict(SIZES[size])
     batch = shape.pop("batch_size")
     config = GPTConfig(**shape)
@@ -31,7 +32,8 @@ def step(size: str) -> Run:
 
     def run() -> float:
         optimizer.zero_grad()
-        loss = model.loss(tokens, targets)
+        with precision(form):
+            loss = model.loss(tokens, targets)
         loss.backward()
         optimizer.step()
         return float(loss.item())
@@ -81,12 +83,13 @@ def kernel(job: dict[str, Any]) -> Run:
 
 
 def main(job: dict[str, Any]) -> None:
-    run = step(job["size"]) if job["kind"] == "step" else kernel(job)
+    run = step(job["size"], job["precision"]) if job["kind"] == "step" else kernel(job)
     run()
     with profile() as p:
         run()
     rows = p.rows.values()
-    name = f"{job['kind']} {job.get('size') or job['shape']}"
+    what = f"{job['size']} {job['precision']}" if job["kind"] == "step" else job["shape"]
+    name = f"{job['kind']} {what}"
     serve(name, run, sum(r.operations for r in rows), sum(r.bytes for r in rows))
 
 

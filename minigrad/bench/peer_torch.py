@@ -57,7 +57,7 @@ class GPT(torch.nn.Module):
         return F.linear(self.norm(x), self.token.weight)
 
 
-def step(size: str) -> Run:
+def step(size: str, form: str = "fp32") -> Run:
     shape = dict(SIZES[size])
     batch = shape.pop("batch_size")
     model = GPT(**shape)
@@ -69,7 +69,8 @@ def step(size: str) -> Run:
 
     def run() -> float:
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=form == "bf16"):
+            loss = F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
         loss.backward()
         optimizer.step()
         return loss.item()
@@ -128,7 +129,7 @@ def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     torch.set_flush_denormal(True)  # ours runs so, too
     torch.manual_seed(0)
-    run = step(job["size"]) if job["kind"] == "step" else kernel(job)
+    run = step(job["size"], job["precision"]) if job["kind"] == "step" else kernel(job)
     capability = torch.backends.cpu.get_cpu_capability()
     serve(f"torch {torch.__version__} eager, {capability}", run, 0.0, 0.0)
 
