@@ -111,6 +111,15 @@ py::list supported_levels() {
     return levels;
 }
 
+// Whether the level avx512 multiplies bfloat16 pairs in one instruction here.
+bool has_bf16_dot() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return false;
+#endif
+}
+
 py::dict pool_dictionary() {
     PoolStatistics s = pool_statistics();
     py::dict out;
@@ -142,6 +151,7 @@ PYBIND11_MODULE(_core, m) {
     });
     m.def("empty", &empty);
     m.def("supported_levels", &supported_levels);
+    m.def("has_bf16_dot", &has_bf16_dot);
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
     m.def("pool_statistics", &pool_dictionary);

@@ -40,12 +40,18 @@ def _instructions() -> dict[str, str]:
 
 
 def _bfloat16() -> dict[str, str]:
-    if dispatch.active() == ("native", "amx"):
-        return {"value": "in hardware", "why": "AMX multiplies it: train with --precision bf16"}
+    active = dispatch.active()
+    if active == ("native", "amx"):
+        return {"value": "AMX", "why": "the tile unit multiplies it: --precision bf16 trains so"}
+    if active == ("native", "avx512") and dispatch._core.has_bf16_dot():
+        return {
+            "value": "AVX512-BF16",
+            "why": "vdpbf16ps multiplies it: --precision bf16 trains so",
+        }
     return {
         "value": "by conversion",
-        "why": "products convert it to float32, so --precision bf16 is no faster here; "
-        "the level amx multiplies it",
+        "why": "products convert it to float32, so --precision bf16 is no faster here; it is with "
+        "AMX or AVX512-BF16",
     }
 
 

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 namespace isa_model {
 
@@ -92,6 +93,31 @@ inline void mask_storeu_ps(float* p, __mmask16 mask, __m512 x) {
         if (mask >> i & 1) p[i] = lanes[i];
 }
 
+// The bfloat16 at place `which` of a pair, as float32.
+inline float widened(float pair, int which) {
+    uint32_t bits;
+    std::memcpy(&bits, &pair, 4);
+    bits = which ? bits & 0xffff0000u : bits << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+
+// VDPBF16PS: two fused multiply-adds a lane, the odd elements of the pairs before the even ones.
+// Rounds to nearest even; denormals count as zero, which here the mode that kernels run in sees to
+// (csrc/denormals.h).
+inline __m512 dpbf16_ps(__m512 c, __m512bh a, __m512bh b) {
+    float sums[16], x[16], y[16];
+    std::memcpy(sums, &c, 64);
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    for (int which : {1, 0})
+        for (int i = 0; i < 16; i++)
+            sums[i] = __builtin_fmaf(widened(x[i], which), widened(y[i], which), sums[i]);
+    std::memcpy(&c, sums, 64);
+    return c;
+}
+
 // ---- AMX: eight tiles of 16 rows of 64 bytes, by thread ----
 
 struct Tile {
@@ -127,19 +153,8 @@ inline void tile_stored(int t, void* base, int64_t stride) {
         std::memcpy(static_cast<char*>(base) + r * stride, tile(t).rows[r], 64);
 }
 
-// The bfloat16 at place `which` of a pair, as float32.
-inline float widened(float pair, int which) {
-    uint32_t bits;
-    std::memcpy(&bits, &pair, 4);
-    bits = which ? bits & 0xffff0000u : bits << 16;
-    float out;
-    std::memcpy(&out, &bits, 4);
-    return out;
-}
-
 // TDPBF16PS: for each element, sums of the even and of the odd products, by fused multiply-adds
-// over the 16 pairs, then their sum, then the element's. Rounds to nearest even; denormals count as
-// zero, which here the mode that kernels run in sees to (csrc/denormals.h).
+// over the 16 pairs, then their sum, then the element's. Rounding and denormals as in VDPBF16PS.
 inline void tile_dpbf16ps(int to, int a, int b) {
     for (int m = 0; m < 16; m++) {
         float sums[2][16] = {};
@@ -170,6 +185,7 @@ inline void tile_dpbf16ps(int to, int a, int b) {
 #define _mm512_cvtps_ph(x, rounding) isa_model::cvtps_ph(x)
 #define _mm512_maskz_loadu_ps isa_model::maskz_loadu_ps
 #define _mm512_mask_storeu_ps isa_model::mask_storeu_ps
+#define _mm512_dpbf16_ps isa_model::dpbf16_ps
 #define _mm512_castps512_ps256(x) isa_model::half(x, 0)
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(x, which) isa_model::half(x, which)
@@ -186,3 +202,7 @@ inline void tile_dpbf16ps(int to, int a, int b) {
 #define _tile_loadd isa_model::tile_loadd
 #define _tile_stored isa_model::tile_stored
 #define _tile_dpbf16ps isa_model::tile_dpbf16ps
+
+// The modelled processor has what its level may use beside it.
+#define MG_TARGET(features)
+#define __builtin_cpu_supports(feature) 1
