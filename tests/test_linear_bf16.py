@@ -234,11 +234,12 @@ def test_backward_follows_forward_out_of_the_block() -> None:
     assert all(same_bits(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_second_derivative_in_bf16() -> None:
+@pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"])
+def test_second_derivative_in_bf16(activation: str | None) -> None:
     x, w = leaves(floats(6, 9), floats(4, 9, seed=1))
 
     def second() -> Array:
-        out = mg.linear(x, w)
+        out = mg.linear(x, w, None, activation)
         (g,) = mg.grad((out * out).sum(), x, create_graph=True)
         return mg.grad((g * g).sum(), w)[0].numpy().astype(np.float64)
 

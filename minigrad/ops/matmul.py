@@ -17,7 +17,7 @@ from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
 from minigrad.ops.bias_gelu import bias_gelu
 from minigrad.ops.creation import as_tensor, cast
-from minigrad.ops.elementwise import broadcast_shape, gelu, relu, unbroadcast
+from minigrad.ops.elementwise import broadcast_shape, relu, unbroadcast
 from minigrad.ops.linear_bf16 import LinearBf16
 from minigrad.ops.movement import permute, reshape, swapaxes
 from minigrad.ops.reduce import sum as sum_
@@ -191,7 +191,7 @@ def linear(
     if in_bf16:
         # Rounded once here rather than in each product: backward keeps half the bytes.
         out = LinearBf16.apply(cast(rows, dtypes.bfloat16), weight, bias, dtype=dtypes.bfloat16)
-        out = gelu(out, form) if fused else out
+        out = bias_gelu(out, None, form) if fused else out
     else:
         out = Linear.apply(rows, weight, None if fused else bias)
         out = bias_gelu(out, bias, form) if fused else out
