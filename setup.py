@@ -39,7 +39,8 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
 AMX = ["-mamx-tile", "-mamx-bf16"]
 LEVELS = {"generic": []}
-if os.environ.get("MINIGRAD_LEVELS") == "models":
+MODELS = os.environ.get("MINIGRAD_LEVELS") == "models"
+if MODELS:
     # For the tests only: levels that this machine may lack, on its AVX2 (tests/isa_model).
     HEADERS += sorted(glob("tests/isa_model/*.h"))
     MODEL = ["-Itests/isa_model", "-DMG_AVX512", *AVX2, "-O1"]  # at -O3 it compiles twice as long
@@ -80,6 +81,11 @@ OBJECTS = f"build/{sys.implementation.cache_tag}-numpy{numpy.__version__}-{platf
 
 class BuildLevels(build_ext):
     """Gives each level its own folder of object files: they share their sources."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if MODELS:  # wheels take all that lies in the usual folder
+            self.build_lib = "build/models"
 
     def build_extension(self, ext: Extension) -> None:
         self.build_temp = os.path.join(OBJECTS, ext.name)

@@ -8,8 +8,8 @@
 namespace mg {
 namespace {
 
-constexpr int64_t kTaskColumns =
-    512;                              // AVX2: 96 × 512 float32 of C and 96 KB of A, in 512 KB of L2
+// AVX2: 96 × 512 float32 of C and 96 KB of A lie in 512 KB of L2.
+constexpr int64_t kTaskColumns = 512;
 constexpr int64_t kFewTasks = 8;      // below that, tasks get fewer columns
 constexpr int64_t kPackedLines = 32;  // lines that are transposed together
 
@@ -94,8 +94,7 @@ void pack_block(const T* b, int64_t row, int64_t col, int64_t n, int64_t kc, bf1
     transpose_pairs(lines, kKC / 2, kPanelColumns, depth / 2, out, kPanelColumns);
 }
 
-// Rows [i0, i0 + n) of A for the K block at k0, kKC elements apart; whole tiles of rows, zeros
-// added.
+// Rows [i0, i0 + n) of A for the K block at k0, kKC elements apart, and zeros up to 32 rows.
 void pack_rows(const Matrix& a, int64_t i0, int64_t n, int64_t k0, int64_t kc, RowElement* out) {
     Lines lines;
     for (int64_t i = 0; i < n; i += kPackedLines) {

@@ -1,14 +1,14 @@
 // The innermost loops of the bfloat16 product, and how A's rows are laid out for them.
 //
-// AMX: 32 × 32 of C in four tiles, A's rows as bfloat16. Each step of 32 k adds to an element the
-// sum
-//   of its even products plus the sum of its odd ones.
+// AMX: 32 × 32 of C in four tiles, A's rows as bfloat16. A step of 32 k adds to an element the sum
+// of its even products plus the sum of its odd ones.
+//
 // AVX-512: vdpbf16ps where the processor has it, which adds the odd product of a pair to an
-// element,
-//   then the even one.
+// element, then the even one.
+//
 // Elsewhere: by conversion. A block of A and a panel of B become float32 (a product of two bfloat16
-//   is exact there) and go through the float32 micro kernel, the odd k of a pair before the even
-//   one, the order of vdpbf16ps. So all levels but AMX give the same bits.
+// is exact there) and go through the float32 micro kernel, the odd k of a pair before the even one,
+// as vdpbf16ps has it. So all levels but AMX give the same bits.
 #pragma once
 
 #include <atomic>
