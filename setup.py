@@ -37,11 +37,19 @@ FLAGS = [
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512"]
+AMX = ["-mamx-tile", "-mamx-bf16"]
 LEVELS = {"generic": []}
-if platform.machine() in ("x86_64", "AMD64"):
+MODELS = os.environ.get("MINIGRAD_LEVELS") == "models"
+if MODELS:
+    # For the tests only: levels that this machine may lack, on its AVX2 (tests/isa_model).
+    HEADERS += sorted(glob("tests/isa_model/*.h"))
+    MODEL = ["-Itests/isa_model", "-DMG_AVX512", *AVX2, "-O1"]  # at -O3 it compiles twice as long
+    LEVELS = {"avx512_model": MODEL, "amx_model": ["-DMG_AMX", *MODEL]}
+elif platform.machine() in ("x86_64", "AMD64"):
     LEVELS["generic"] = ["-O2"]  # here for tests and very old machines: compiled in half the time
     LEVELS["avx2"] = ["-DMG_AVX2", *AVX2]
     LEVELS["avx512"] = ["-DMG_AVX512", *AVX2, *AVX512]
+    LEVELS["amx"] = ["-DMG_AVX512", "-DMG_AMX", *AVX2, *AVX512, *AMX]
     if os.environ.get("MINIGRAD_LEVELS") == "here" and os.path.exists("/proc/cpuinfo"):
         # For a checkout's own environment; wheels carry every level, for any machine.
         with open("/proc/cpuinfo") as info:
@@ -49,7 +57,9 @@ if platform.machine() in ("x86_64", "AMD64"):
         LEVELS = {
             level: flags
             for level, flags in LEVELS.items()
-            if can.issuperset(f[2:] for f in flags if f.startswith("-mavx"))
+            if can.issuperset(
+                f[2:].replace("-", "_") for f in flags if f.startswith(("-mavx", "-mamx"))
+            )
         }
 
 
@@ -72,6 +82,11 @@ OBJECTS = f"build/{sys.implementation.cache_tag}-numpy{numpy.__version__}-{platf
 class BuildLevels(build_ext):
     """Gives each level its own folder of object files: they share their sources."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if MODELS:  # wheels take all that lies in the usual folder
+            self.build_lib = "build/models"
+
     def build_extension(self, ext: Extension) -> None:
         self.build_temp = os.path.join(OBJECTS, ext.name)
         super().build_extension(ext)
@@ -83,7 +98,9 @@ def kernels(level: str) -> Extension:
 
 
 # Vector types of the compiler elsewhere; no x86-64 machine of interest lacks AVX2.
-EMULATOR_LEVELS = [level for level in LEVELS if level != "generic"] or ["generic"]
+EMULATOR_LEVELS = [
+    level for level in LEVELS if level in ("avx2", "avx512") or list(LEVELS) == ["generic"]
+]
 
 
 def emulator(level: str) -> Extension:

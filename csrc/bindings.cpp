@@ -45,6 +45,8 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(scatter_add, (A positions, A values, A out));
 
     KERNEL(matmul, (A a, A b, A bias, A out, bool accumulate));
+    KERNEL(pack_bf16, (A b, A packed));
+    KERNEL(matmul_packed, (A a, A packed, A bias, A out));
 
     KERNEL(softmax_fwd, (A x, A out));
     KERNEL(softmax_bwd, (A g, A y, A dx));

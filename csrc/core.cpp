@@ -10,6 +10,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace py = pybind11;
 
@@ -124,6 +128,16 @@ py::object borrowed(const py::handle& array, const py::object& arena) {
     return py::reinterpret_steal<py::object>(view);
 }
 
+// Asks Linux for the tile registers, which a process has only by permission.
+bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
 // The instruction-set levels this machine can run, best last: CPUID feature bits, and XCR0 for what
 // the operating system saves. Never by the processor's name, which virtual machines hide.
 py::list supported_levels() {
@@ -140,9 +154,22 @@ py::list supported_levels() {
     if ((low & 0x06) != 0x06 || !(b & bit_AVX2)) return levels;
     levels.append("avx2");
     unsigned needed = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
-    if ((low & 0xe6) == 0xe6 && (b & needed) == needed) levels.append("avx512");
+    if ((low & 0xe6) != 0xe6 || (b & needed) != needed) return levels;
+    levels.append("avx512");
+    constexpr unsigned kTile = 1u << 24, kTileBf16 = 1u << 22, kTileState = 3u << 17;
+    bool tiles = (d & kTile) && (d & kTileBf16) && (low & kTileState) == kTileState;
+    if (tiles && may_use_tiles()) levels.append("amx");
 #endif
     return levels;
+}
+
+// Whether the level avx512 multiplies bfloat16 pairs in one instruction here.
+bool has_bf16_dot() {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+    return false;
+#endif
 }
 
 py::dict pool_dictionary() {
@@ -183,6 +210,7 @@ PYBIND11_MODULE(_core, m) {
         .def("owns", &PyArena::owns);
     m.def("borrowed", &borrowed);
     m.def("supported_levels", &supported_levels);
+    m.def("has_bf16_dot", &has_bf16_dot);
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads);
     m.def("cgroup_limit", &cgroup_limit);

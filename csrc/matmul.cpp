@@ -9,7 +9,7 @@
 // One order of accumulation: an element of C is a chain of multiply-adds over k inside a K block,
 // and K blocks are added in order, bias last. Nothing of that depends on M, N, strides, batch or
 // threads, so a row has the same bits in a batch of 1 and of 64.
-#include "matmul_kernel.h"
+#include "matmul_bf16.h"
 
 namespace mg {
 namespace {
@@ -205,7 +205,18 @@ void matmul(const Array& a, const Array& b, const Array& bias, const Array& out,
                     wide_bias[j] = element(bias.ptr<T>() + j * bias.strides[0]);
             });
 
+    // Whole bfloat16 products have kernels of their own; mixed ones convert to float32 here.
+    bool in_bf16 = a.dtype == DType::bf16 && b.dtype == DType::bf16 && out.dtype != DType::f16;
+    auto one_bf16 = [&](int64_t index) {
+        Scratch<bf16> packed(whole_panels(n) * kPanelColumns * whole_k(k) + 1);
+        pack_panels_bf16(matrix_of(b, batch_offset(b, out, index)), k, n, packed.get());
+        int64_t offset = batch_offset(out, out, index) * itemsize(out.dtype);
+        product_bf16({m, n, k, matrix_of(a, batch_offset(a, out, index)), packed.get(),
+                      out.data + offset, out.dtype, out.strides[out.ndim - 2],
+                      bias ? wide_bias.get() : nullptr, accumulate});
+    };
     auto one = [&](int64_t index) {
+        if (in_bf16) return one_bf16(index);
         Product p{m,
                   n,
                   k,

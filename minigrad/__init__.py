@@ -21,6 +21,7 @@ from minigrad.dispatch import KernelNotFound, device, levels, use_kernels, use_l
 from minigrad.dtypes import bfloat16, bool_, float16, float32, float64, int32, int64, uint8
 from minigrad.memory import empty_cache, memory_statistics
 from minigrad.ops import *  # noqa: F403
+from minigrad.precision import precision
 from minigrad.profile import profile
 from minigrad.random import Generator, manual_seed
 from minigrad.recompute import checkpoint_activations
@@ -56,6 +57,7 @@ __all__ = [
     "no_grad",
     "num_threads",
     "optim",
+    "precision",
     "profile",
     "set_num_threads",
     "uint8",

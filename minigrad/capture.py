@@ -25,6 +25,7 @@ import numpy as np
 from minigrad import autograd, dispatch, dtypes, recording
 from minigrad.dispatch import Kernel, empty
 from minigrad.ops.creation import copied
+from minigrad.precision import active_precision
 from minigrad.tensor import Tensor
 
 MAX_CALLS = 4  # recorded at most, until two in a row agree; the first makes an optimizer's moments
@@ -46,6 +47,7 @@ class Captured:
         key = (
             dispatch.configuration(),
             autograd.is_grad_enabled(),
+            active_precision(),
             tuple([_signature(value, arrays) for value in args]),
             tuple([(name, _signature(value, arrays)) for name, value in kwargs.items()]),
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from minigrad.bench import PEERS
 from minigrad.bench.jobs import MLP_STEPS, SHAPES
+from minigrad.precision import PRECISIONS
 from minigrad.ptx import command as ptx_command
 from minigrad.train import config as configs
 
@@ -92,9 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
-    for one in (step, kernel):
+    for one, choices in ((step, PRECISIONS), (kernel, ("fp32",))):
         one.add_argument(
-            "--precision", "--dtype", dest="precision", choices=["fp32"], default="fp32"
+            "--precision", "--dtype", dest="precision", choices=choices, default="fp32"
         )
         one.add_argument("--peer", choices=list(PEERS), help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")

@@ -39,6 +39,22 @@ def _instructions() -> dict[str, str]:
     return {"value": level or "", "why": why}
 
 
+def _bfloat16() -> dict[str, str]:
+    active = dispatch.active()
+    if active == ("native", "amx"):
+        return {"value": "AMX", "why": "the tile unit multiplies it: --precision bf16 trains so"}
+    if active == ("native", "avx512") and dispatch._core.has_bf16_dot():
+        return {
+            "value": "AVX512-BF16",
+            "why": "vdpbf16ps multiplies it: --precision bf16 trains so",
+        }
+    return {
+        "value": "by conversion",
+        "why": "products convert it to float32, so --precision bf16 is no faster here; it is with "
+        "AMX or AVX512-BF16",
+    }
+
+
 def _gpu() -> dict[str, str]:
     if not os.path.exists("/dev/nvidiactl"):
         return {"value": "none", "why": "no NVIDIA driver here; this version trains on the CPU"}
@@ -59,6 +75,7 @@ def examine() -> Findings:
         "minigrad": {"value": metadata_version(), "why": f"Python {sys.version.split()[0]}"},
         "machine": {"value": platform.machine(), "why": platform.platform()},
         "kernels": _instructions(),
+        "bfloat16": _bfloat16(),
         "threads": {
             "value": str(num_threads()),
             "why": "MINIGRAD_NUM_THREADS asks for it"

@@ -19,6 +19,7 @@ from minigrad.autograd import (
     next_order,
 )
 from minigrad.ops.creation import copied
+from minigrad.precision import active_precision, precision
 from minigrad.random import record_cells, replay_cells
 from minigrad.tensor import Tensor
 
@@ -36,6 +37,7 @@ class Recompute(Function):
         results: tuple[np.ndarray, ...],
     ) -> tuple[np.ndarray, ...]:
         ctx.fn, ctx.n_inputs, ctx.cells = fn, n_inputs, cells
+        ctx.precision = active_precision()
         ctx.save_inputs(*range(len(arrays)))
         return results
 
@@ -52,7 +54,7 @@ class Recompute(Function):
         inputs = [t.detach() for t in saved[:n]]
         for t, need in zip(inputs, needs, strict=False):
             t.requires_grad = need
-        with enable_grad(), replay_cells(ctx.cells):
+        with enable_grad(), replay_cells(ctx.cells), precision(ctx.precision):
             outputs = _as_tuple(ctx.fn(*inputs))
         used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
         wanted = [t for t, need in zip([*inputs, *saved[n:]], needs, strict=True) if need]

@@ -192,7 +192,7 @@ REFUSED = {
     "neither steps nor minutes": ((), "give --steps or --minutes"),
     "size that does not fit": (("--steps", 3, "--n-heads", 3), "no multiple of n_heads 3"),
     "text too short": (("--steps", 3, "--seq-len", 4000), "are needed for a context of 4000"),
-    "precision": (("--steps", 3, "--precision", "bf16"), "--precision bf16: this version"),
+    "precision": (("--steps", 3, "--precision", "fp8"), "--precision fp8: expected one of"),
     "nothing to resume": (("--resume", "--out", "/gone"), "no whole checkpoint in /gone"),
     "rate": (("--steps", 3, "--lr", -1), "--lr -1.0: expected a positive number"),
     "not finite": (("--steps", 60, "--lr", 1e30, "--clip", 0), "; lower --lr (now 1e+30)"),
@@ -335,6 +335,7 @@ def test_doctor_says_what_runs_and_why() -> None:
     assert findings["threads"] == {"value": "1", "why": "MINIGRAD_NUM_THREADS asks for it"}
     assert findings["kernels"]["value"] == "generic"
     assert findings["kernels"]["why"].startswith("MINIGRAD_ISA asks for it")
+    assert findings["bfloat16"]["value"] == "by conversion"
     missing = importlib.util.find_spec("triton") is None
     assert ("pip install" in findings["triton"]["why"]) == missing
     assert (findings["triton"]["value"] == "not installed") == missing
@@ -382,6 +383,13 @@ def test_bench_of_the_fused_loss_tells_memory_and_gradient_error_too() -> None:
     assert 0 < figures["peak_above_start_mb"] < figures["peak_mb"]
 
 
+def test_bench_step_in_bf16_says_so() -> None:
+    flags = ("--size", "tiny", "--precision", "bf16", "--seconds", 0.1, "--threads", 1, "--json")
+    done = tiny.minigrad("bench", "step", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json_of(done)["what"] == "step tiny bf16"
+
+
 def test_bench_step_times_a_peer_too() -> None:
     pytest.importorskip("torch", reason="PyTorch is not installed: no peer to time")
     done = tiny.minigrad(
@@ -391,6 +399,7 @@ def test_bench_step_times_a_peer_too() -> None:
     assert done.returncode == 0, done.stderr
     figures = json_of(done)
     assert set(figures) == FIGURES | PEER_FIGURES
+    assert figures["what"] == "step tiny fp32"
     assert figures["ratio"] == pytest.approx(figures["peer_min_ms"] / figures["min_ms"])
 
 

@@ -60,6 +60,25 @@ def scripted(losses: list[float], held_out: list[float]) -> Any:
 # ---- the loop ----
 
 
+def test_training_in_bf16_keeps_float32_weights_and_resumes(tmp_path: Path) -> None:
+    """The losses stay within 0.02 nats of fp32's; what was stopped half-way goes on as it was."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        config = dataclasses.replace(tiny.GPT, precision=precision, eval_every=6)
+        train(config, tiny.make, tmp_path / precision, quiet=True)
+        losses[precision] = [m["loss"] for m in metrics(tmp_path / precision)]
+    assert losses["bf16"] != losses["fp32"]
+    np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0, atol=0.02)
+    halfway = checkpoints(tmp_path / "bf16")[0]
+    arrays, state = load_checkpoint(halfway)
+    assert {a.dtype.name for part in arrays.values() for a in part.values()} == {"float32"}
+    assert state["step"] == 6
+    checkpoints(tmp_path / "bf16")[1].rename(tmp_path / "later")
+    again = dataclasses.replace(config, resume=True)
+    train(again, tiny.make, tmp_path / "bf16", quiet=True)
+    assert [m["loss"] for m in metrics(tmp_path / "bf16")] == losses["bf16"]
+
+
 def test_metrics_have_one_line_a_step_and_a_tenth_is_judged(tmp_path: Path) -> None:
     config = dataclasses.replace(tiny.GPT, steps=23)
     result = train(config, tiny.make, tmp_path, quiet=True)
@@ -187,7 +206,7 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
         ({"accumulate": 0}, "--accumulate 0: expected at least 1"),
         ({"dropout": -0.1}, r"--dropout -0\.1: expected at least 0"),
         ({"clip": math.nan}, "--clip nan: expected at least 0"),
-        ({"precision": "bf16"}, "--precision bf16: this version trains in fp32"),
+        ({"precision": "fp8"}, "--precision fp8: expected one of fp32, bf16"),
         ({"device": "cuda"}, "--device cuda: this version trains on cpu"),
     ],
 )

@@ -88,6 +88,7 @@ def job_of(args: argparse.Namespace) -> dict[str, Any]:
         return {
             "kind": "step",
             "size": args.size,
+            "precision": args.precision,
             "captured": args.captured,
             "checkpoint_activations": args.checkpoint_activations,
         }

@@ -25,6 +25,7 @@ from minigrad.bench.jobs import (
 )
 from minigrad.capture import capture
 from minigrad.models import GPT, GPTConfig
+from minigrad.precision import precision
 from minigrad.profile import profile
 from minigrad.tensor import Tensor
 from minigrad.train.config import SIZES
@@ -32,8 +33,10 @@ from minigrad.train.config import SIZES
 Run = Callable[[], Any]
 
 
-def step(size: str, captured: bool = False, checkpoint_activations: bool = False) -> Run:
-    """One training step, of an MLP or of a GPT."""
+def step(
+    size: str, form: str = "fp32", captured: bool = False, checkpoint_activations: bool = False
+) -> Run:
+    """One training step, of an MLP or of a GPT, in a precision."""
     if size in MLP_STEPS:
         return _mlp_step(size, captured)
     shape: dict[str, Any] = dict(SIZES[size])
@@ -45,7 +48,11 @@ def step(size: str, captured: bool = False, checkpoint_activations: bool = False
     model = GPT(config, checkpoint_activations)
     optimizer = optim.AdamW(model.parameter_groups(0.1), lr=3e-4)
 
-    return _stepping(model.loss, optimizer, tokens, targets, captured)
+    def loss_of(tokens: Tensor, targets: Tensor) -> Tensor:
+        with precision(form):
+            return model.loss(tokens, targets)
+
+    return _stepping(loss_of, optimizer, tokens, targets, captured)
 
 
 def _stepping(
@@ -152,9 +159,10 @@ def kernel(job: dict[str, Any]) -> Run:
 
 def main(job: dict[str, Any]) -> None:
     start_mb = peak_mb()
-    captured = job.get("captured", False)
-    if job["kind"] == "step":
-        run = step(job["size"], captured, job.get("checkpoint_activations", False))
+    is_step, captured = job["kind"] == "step", job.get("captured", False)
+    if is_step:
+        size, form = job["size"], job["precision"]
+        run = step(size, form, captured, job.get("checkpoint_activations", False))
     else:
         run = kernel(job)
     for _ in range(4):  # a captured step is recorded by then
@@ -162,14 +170,14 @@ def main(job: dict[str, Any]) -> None:
     with profile() as p:
         run()
     rows = p.rows.values()
-    name = f"{job['kind']} {job.get('size') or job['shape']}" + ", captured" * captured
+    what = f"{size} {form}" + ", captured" * captured if is_step else job["shape"]
 
     def error() -> float:
         dx, dweight = run()
         return gradient_error(job["shape"], dx.numpy(), dweight.numpy())
 
     operations, n_bytes = sum(r.operations for r in rows), sum(r.bytes for r in rows)
-    serve(name, run, operations, n_bytes, start_mb, error)
+    serve(f"{job['kind']} {what}", run, operations, n_bytes, start_mb, error)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class GPT(torch.nn.Module):
         return F.linear(self.norm(x), self.token.weight)
 
 
-def step(size: str, compiled: bool) -> Run:
+def step(size: str, form: str, compiled: bool) -> Run:
     """One training step: of an MLP, or of a GPT; the loss and its gradients compiled if asked."""
     if size in MLP_STEPS:
         return _mlp_step(size, compiled)
@@ -82,7 +82,8 @@ def step(size: str, compiled: bool) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
 
     def loss_of() -> Any:
-        return F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=form == "bf16"):
+            return F.cross_entropy(model(tokens).view(-1, shape["vocab_size"]), targets)
 
     return _stepping(loss_of, optimizer, compiled)
 
@@ -195,7 +196,8 @@ def main(job: dict[str, Any]) -> None:
     torch.set_flush_denormal(True)  # ours runs so, too
     torch.manual_seed(0)
     compiled = job["compile"]
-    run = step(job["size"], compiled) if job["kind"] == "step" else kernel(job)
+    is_step = job["kind"] == "step"
+    run = step(job["size"], job["precision"], compiled) if is_step else kernel(job)
     mode = "compiled" if compiled else "eager"
     capability = torch.backends.cpu.get_cpu_capability()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigrad import autograd, nn, ops
+from minigrad.precision import active_precision
 from minigrad.random import Generator
 from minigrad.recompute import checkpoint_activations
 from minigrad.tensor import Tensor
@@ -117,7 +118,8 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats a token; targets (B, T), -100 where none."""
-        if self.config.vocab_size >= LARGE_VOCABULARY:
+        # In mixed precision the head is a product of bfloat16, which only `linear` does.
+        if self.config.vocab_size >= LARGE_VOCABULARY and active_precision() == "fp32":
             return ops.linear_cross_entropy(
                 self.features(tokens), self.token.weight, targets, reduction=reduction
             )

@@ -18,6 +18,7 @@ from minigrad.ops.sort import *
 from minigrad.ops.dropout import *
 from minigrad.ops.embedding import *
 from minigrad.ops.bias_gelu import *
+from minigrad.ops.linear_bf16 import *
 from minigrad.ops.matmul import *
 from minigrad.ops.layer_norm import *
 from minigrad.ops.cross_entropy import *

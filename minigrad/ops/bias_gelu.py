@@ -9,7 +9,7 @@ from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import contiguous, unit_columns
 from minigrad.ops.elementwise import REFERENCE as ELEMENTWISE
-from minigrad.ops.elementwise import derivative_of, gelu, mul, unbroadcast
+from minigrad.ops.elementwise import derivative_of, mul, unbroadcast
 from minigrad.tensor import Tensor
 
 __all__ = ["bias_gelu"]
@@ -86,10 +86,9 @@ def _slope(z: Tensor, tanh_form: bool) -> Tensor:
 
 
 def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tensor:
-    """gelu(x + bias): x (M, N), bias (N,); `approximate` as in `gelu`."""
+    """gelu(x + bias): x (M, N), bias (N,) or None; `approximate` as in `gelu`."""
     if x.ndim != 2 or (bias is not None and bias.shape != x.shape[1:]):
         shape = None if bias is None else bias.shape
         raise ValueError(f"bias_gelu: expected x (M, N) and bias (N,), got {x.shape} and {shape}")
-    if bias is None:
-        return gelu(x, approximate)
-    return BiasGelu.apply(contiguous(x), contiguous(bias), tanh_form=approximate == "tanh")
+    ready = None if bias is None else contiguous(bias)
+    return BiasGelu.apply(contiguous(x), ready, tanh_form=approximate == "tanh")

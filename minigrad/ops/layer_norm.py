@@ -11,7 +11,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous, unit_columns
+from minigrad.ops.creation import as_tensor, cast, contiguous, unit_columns
 from minigrad.ops.elementwise import add, mul, rsqrt, sub
 from minigrad.ops.movement import as_rows, reshape
 from minigrad.ops.reduce import mean
@@ -284,17 +284,21 @@ def _prepare(op: str, x: TensorLike, residual: Tensor | None, **vectors: Tensor 
         raise TypeError(f"{op}: expected a floating dtype, got {x.dtype.name}")
     if x.ndim == 0:
         raise ValueError(f"{op}: expected at least one dimension")
+    if residual is not None:
+        if residual.shape != x.shape or not dtypes.is_floating(residual.dtype):
+            raise ValueError(
+                f"{op}: residual of shape {residual.shape} and dtype {residual.dtype.name} does "
+                f"not match x, {x.shape} and {x.dtype.name}"
+            )
+        # As in x + residual: a bfloat16 update meets a float32 stream in float32.
+        dtype = dtypes.promote(x.dtype, residual.dtype)
+        x, residual = cast(x, dtype), cast(residual, dtype)
     for name, vector in vectors.items():
         if vector is not None and (vector.shape != x.shape[-1:] or vector.dtype != x.dtype):
             raise ValueError(
                 f"{op}: {name} has shape {vector.shape} and dtype {vector.dtype.name}; expected "
                 f"{x.shape[-1:]} and {x.dtype.name}"
             )
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-        raise ValueError(
-            f"{op}: residual of shape {residual.shape} and dtype {residual.dtype.name} does not "
-            f"match x, {x.shape} and {x.dtype.name}"
-        )
     ready = [None if v is None else contiguous(v) for v in vectors.values()]
     return x.shape, as_rows(x), None if residual is None else as_rows(residual), *ready
 

@@ -16,10 +16,12 @@ from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
 from minigrad.ops.bias_gelu import bias_gelu
-from minigrad.ops.creation import as_tensor
+from minigrad.ops.creation import as_tensor, cast
 from minigrad.ops.elementwise import broadcast_shape, relu, unbroadcast
+from minigrad.ops.linear_bf16 import LinearBf16
 from minigrad.ops.movement import permute, reshape, swapaxes
 from minigrad.ops.reduce import sum as sum_
+from minigrad.precision import active_precision
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["einsum", "linear", "matmul"]
@@ -164,12 +166,29 @@ class Linear(Function):
 def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuses operands of x weightᵀ + bias that do not fit each other."""
     same_dtype(op, x, weight, bias)
+    _check_linear_shapes(op, x, weight, bias)
+
+
+def _check_linear_shapes(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{op}: x of shape {x.shape} does not fit a weight (out, in) of {weight.shape}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias of shape {bias.shape}; expected {weight.shape[:1]}")
+
+
+def _check_bf16(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuses what mixed precision does not multiply."""
+    for name, operand in (("x", x), ("weight", weight), ("bias", bias)):
+        allowed = (dtypes.float32,) if name == "bias" else (dtypes.float32, dtypes.bfloat16)
+        if operand is not None and operand.dtype not in allowed:
+            raise TypeError(
+                f'linear: {name} is {operand.dtype.name}; mg.precision("bf16") takes '
+                f"{' or '.join(d.name for d in allowed)}: convert it with .to(dtype), or use "
+                'mg.precision("fp32") here'
+            )
+    _check_linear_shapes("linear", x, weight, bias)
 
 
 def linear(
@@ -181,17 +200,28 @@ def linear(
     """activation(x weightᵀ + bias): x (…, in), weight (out, in), bias (out,) → (…, out).
 
     `activation` is None, "relu", "gelu" or "gelu_tanh"; the last two share one pass with the bias.
+    Raises on mixed dtypes, except under `mg.precision("bf16")`, where x and weight are rounded to
+    bfloat16, in which the result comes; gradients have the dtypes of x, weight and bias.
     """
     x = as_tensor(x)
-    check_linear("linear", x, weight, bias)
+    in_bf16 = active_precision() == "bf16"
+    if in_bf16:
+        _check_bf16(x, weight, bias)
+    else:
+        check_linear("linear", x, weight, bias)
     if activation not in (None, "relu", "gelu", "gelu_tanh"):
         raise ValueError(f"linear: unknown activation {activation!r}")
     rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    form = "tanh" if activation == "gelu_tanh" else "none"
     fused = activation in ("gelu", "gelu_tanh")
-    out = Linear.apply(rows, weight, None if fused else bias)
-    if fused:
-        out = bias_gelu(out, bias, "tanh" if activation == "gelu_tanh" else "none")
-    elif activation == "relu":
+    if in_bf16:
+        # Rounded once here rather than in each product: backward keeps half the bytes.
+        out = LinearBf16.apply(cast(rows, dtypes.bfloat16), weight, bias, dtype=dtypes.bfloat16)
+        out = bias_gelu(out, None, form) if fused else out
+    else:
+        out = Linear.apply(rows, weight, None if fused else bias)
+        out = bias_gelu(out, bias, form) if fused else out
+    if activation == "relu":
         out = relu(out)
     return reshape(out, (*x.shape[:-1], weight.shape[0]))
 

@@ -22,7 +22,7 @@ class TrainConfig:
     batch_size: int = option(32, "sequences or images a step", 1)
     lr: float = option(1e-3, "highest learning rate")
     seed: int = option(0, "of weights, data order and dropout", 0)
-    precision: str = option("fp32", "fp32, the one this version trains in")
+    precision: str = option("fp32", "fp32, or bf16: mixed precision, as mg.precision")
     device: str = option("cpu", "cpu, the one this version trains on")
     eval_every: int = option(0, "steps between held-out losses; a tenth of all unless given", 0)
     resume: bool = option(False, "go on from the newest whole checkpoint in --out, as it began")

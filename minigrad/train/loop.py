@@ -23,6 +23,7 @@ from minigrad.capture import capture
 from minigrad.nn import Module
 from minigrad.ops import tensor
 from minigrad.optim import Optimizer
+from minigrad.precision import PRECISIONS, precision
 from minigrad.random import default_generator, manual_seed
 from minigrad.train.config import TrainConfig
 
@@ -97,8 +98,8 @@ def check_config(config: TrainConfig) -> None:
         if least is not None and not value >= least:
             flag = "--" + field.name.replace("_", "-")
             raise ValueError(f"{flag} {value}: expected at least {least}")
-    if config.precision != "fp32":
-        raise ValueError(f"--precision {config.precision}: this version trains in fp32")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"--precision {config.precision}: expected one of {', '.join(PRECISIONS)}")
     if config.device != "cpu":
         raise ValueError(f"--device {config.device}: this version trains on cpu")
     if config.steps <= 0 and config.minutes <= 0:
@@ -161,7 +162,8 @@ def train(
             manual_seed(config.seed)
             return make(dataclasses.replace(config, steps=1000))
 
-        config = dataclasses.replace(config, steps=steps_for(config.minutes, scratch))
+        with precision(config.precision):
+            config = dataclasses.replace(config, steps=steps_for(config.minutes, scratch))
         if not quiet:
             print(
                 f"{config.minutes:g} minutes here are {config.steps} steps (--steps {config.steps})"
@@ -170,7 +172,8 @@ def train(
     loop = _Loop(config, make(config), run, quiet)
     if saved and folder:
         loop.restore(*saved, folder)
-    return loop.run_all()
+    with precision(config.precision):
+        return loop.run_all()
 
 
 class _Loop:

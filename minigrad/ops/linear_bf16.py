@@ -1,0 +1,111 @@
+"""The linear layer of mixed precision: bfloat16 products of float32 (or bfloat16) operands.
+
+A weight is packed for the product once for each of its versions, as it stands (for the gradient of
+x) and transposed (for forward); the packed copies belong to its storage.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minigrad import dtypes, recording
+from minigrad.autograd import Function, Node
+from minigrad.cost import Cost, nbytes
+from minigrad.dispatch import empty, launch
+from minigrad.ops.movement import reshape, swapaxes
+from minigrad.ops.reduce import Sum
+from minigrad.tensor import Tensor
+
+__all__: list[str] = []
+
+# The layout of packed operands, as csrc/matmul_bf16.h says.
+_COLUMNS, _DEPTH = 32, 32
+
+
+def _packed_shape(k: int, n: int) -> tuple[int, int, int, int]:
+    return -(-n // _COLUMNS), -(-k // _DEPTH) * _DEPTH // 2, _COLUMNS, 2
+
+
+def _pack_ref(b: np.ndarray, packed: np.ndarray) -> None:
+    panels, pairs, columns, _ = packed.shape
+    wide = np.zeros((2 * pairs, panels * columns), dtypes.bfloat16)
+    wide[: b.shape[0], : b.shape[1]] = b.astype(dtypes.bfloat16)
+    packed[...] = wide.reshape(pairs, 2, panels, columns).transpose(2, 0, 3, 1)
+
+
+def _matmul_packed_ref(
+    a: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray
+) -> None:
+    panels, pairs, columns, _ = packed.shape
+    b = packed.transpose(1, 3, 0, 2).reshape(2 * pairs, panels * columns)
+    b = b[: a.shape[1], : out.shape[1]].astype(np.float64)
+    total = np.matmul(a.astype(dtypes.bfloat16).astype(np.float64), b)
+    out[...] = (total if bias is None else total + bias).astype(out.dtype)
+
+
+REFERENCE = {"pack_bf16": _pack_ref, "matmul_packed": _matmul_packed_ref}
+COST = {
+    "pack_bf16": lambda b, packed: Cost(nbytes(b, packed), b.size),
+    "matmul_packed": lambda a, packed, bias, out: Cost(
+        nbytes(a, packed, bias, out), 2 * out.size * a.shape[1]
+    ),
+}
+
+
+def _pack(b: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+    """b (K, N) as panels, in the buffer `into` where one is given."""
+    packed = empty(_packed_shape(*b.shape), dtypes.bfloat16) if into is None else into
+    launch("pack_bf16", b, packed)
+    return packed
+
+
+def _packed_weight(weight: Tensor) -> np.ndarray:
+    """weightᵀ as panels: the copy that its storage keeps, made anew where the version differs, and
+    always in a captured step, whose replays must not depend on what was packed before them."""
+    array, storage = weight._array, weight.storage
+    # Views share the storage, so the layout says which view it is.
+    layout = f"bf16 {array.__array_interface__['data'][0]} {array.shape} {array.strides}"
+    version, packed = storage.packed.get(layout, (-1, None))
+    if packed is None or version != storage.version or recording.active():
+        packed = _pack(array.T, packed)
+        storage.packed[layout] = storage.version, packed
+    return packed
+
+
+class LinearBf16(Function):
+    """x (M, in), weight (out, in), bias (out,) → x weightᵀ + bias, in `dtype`.
+
+    x and weight are float32 or bfloat16, bias is float32. `keep` says whether the packed weight is
+    worth keeping: it is not where an activation stands in the weight's place, as in the weight's
+    own gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Node,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        dtype: np.dtype,
+        keep: bool = True,
+    ) -> np.ndarray:
+        ctx.save_inputs(0, 1, 2)
+        out = empty((x.shape[0], weight.shape[0]), dtype)
+        kept = ctx.inputs[1]
+        packed = _packed_weight(kept) if keep and kept is not None else _pack(weight.T)
+        launch("matmul_packed", x, packed, bias, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        x, weight, bias = ctx.saved
+        dx = dweight = dbias = None
+        if need_x:
+            dx = LinearBf16.apply(g, swapaxes(weight, 0, 1), None, dtype=x.dtype)
+        if need_weight:
+            rows = swapaxes(g, 0, 1), swapaxes(x, 0, 1)
+            dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype, keep=False)
+        if need_bias:
+            dbias = reshape(Sum.apply(g, axes=(0,), dtype=bias.dtype), bias.shape)
+        return dx, dweight, dbias
