@@ -1,4 +1,4 @@
-"""Checks and counts of indices and targets beside the kernels that use them; the clipping factor."""
+"""Checks and counts of indices and targets, and the factor that clips gradients."""
 
 from __future__ import annotations
 
