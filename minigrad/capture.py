@@ -39,6 +39,7 @@ class Captured:
         self.function = function
         self.__doc__ = function.__doc__
         self._recordings: dict[tuple[Any, ...], _Recording] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if recording.active():  # part of another captured step
@@ -51,14 +52,15 @@ class Captured:
             tuple([_signature(value, arrays) for value in args]),
             tuple([(name, _signature(value, arrays)) for name, value in kwargs.items()]),
         )
-        found = self._recordings.pop(key, None)
-        if found is None or not found.holds():
-            found = _Recording([empty(a.shape, a.dtype) for a in arrays])
-        result = found.run(self.function, arrays, args, kwargs)
-        self._recordings[key] = found  # the newest last; one that failed is gone
-        if len(self._recordings) > MAX_RECORDINGS:
-            del self._recordings[next(iter(self._recordings))]
-        return result
+        with self._lock:  # the buffers are there once
+            found = self._recordings.pop(key, None)
+            if found is None or not found.holds():
+                found = _Recording([empty(a.shape, a.dtype) for a in arrays])
+            result = found.run(self.function, arrays, args, kwargs)
+            self._recordings[key] = found  # the newest last; one that failed is gone
+            if len(self._recordings) > MAX_RECORDINGS:
+                del self._recordings[next(iter(self._recordings))]
+            return result
 
 
 def _signature(value: Any, arrays: list[np.ndarray]) -> Any:
@@ -162,19 +164,23 @@ class _Call:
         self.returned = _arrays(returned)
         self.gradients = [(leaf, leaf.grad) for leaf in leaves]
 
+    def _run(self, name: str, kernel: Kernel, args: tuple[Any, ...]) -> None:
+        if self._outer is None:
+            kernel(*args)
+        else:
+            self._outer(name, kernel, args)
+
     def _launch(self, name: str, kernel: Kernel, args: tuple[Any, ...]) -> None:
-        # Other threads are not part of the step; what a reference launches is part of itself.
-        noted = threading.get_ident() == self._thread and not self._inside
-        self._inside = self._inside or noted
+        if threading.get_ident() != self._thread or self._inside:
+            # Other threads are not part of the step; what a reference launches is part of itself.
+            self._run(name, kernel, args)
+            return
+        self._inside = True
         try:
-            if self._outer is None:
-                kernel(*args)
-            else:
-                self._outer(name, kernel, args)
+            self._run(name, kernel, args)
         finally:
-            self._inside = self._inside and not noted
-        if noted:
-            self.notes.entries.append((name, kernel, self._borrowed(args)))
+            self._inside = False
+        self.notes.entries.append((name, kernel, self._borrowed(args)))
 
     def _borrowed(self, value: Any) -> Any:
         """The same arguments without a claim on the arena's blocks, which are to be used again."""

@@ -301,6 +301,23 @@ def test_other_threads_are_not_recorded() -> None:
     assert set(p.rows) == {"add", "copy"}
 
 
+def test_threads_may_share_a_captured_step() -> None:
+    step = mg.capture(lambda x: mg.exp(x * 2) - 1)
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        x = numbers((64,), i)
+        expected = (mg.exp(mg.tensor(x) * 2) - 1).numpy()
+        wrong.extend(t for t in range(100) if step(x).numpy().tobytes() != expected.tobytes())
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
 # ---- what cannot be captured ----
 
 WEIGHT = mg.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
