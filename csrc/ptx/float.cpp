@@ -21,24 +21,6 @@ inline double cooked(u64 x) { return bits<double>(x); }
 inline float nan_of(float) { return bits<float>(0x7FFFFFFFu); }
 inline double nan_of(double) { return bits<double>(u64{0x7FFFFFFFFFFFFFFF}); }
 
-struct Add {
-    template <class V>
-    static V f(V a, V b) {
-        return a + b;
-    }
-};
-struct Sub {
-    template <class V>
-    static V f(V a, V b) {
-        return a - b;
-    }
-};
-struct Mul {
-    template <class V>
-    static V f(V a, V b) {
-        return a * b;
-    }
-};
 struct MulOdd {
     static float f(float a, float b) { return to_odd(double(a) * b); }
 };

@@ -13,30 +13,19 @@ namespace ptx {
 
 // ---- how registers are read: R = a lane of the row, V = what is computed with ----
 
-struct LU32 {
-    using R = u32;
-    using V = u32;
+template <class T>
+struct Plain {
+    using R = T;
+    using V = T;
     static PTX_INLINE V get(R x) { return x; }
     static PTX_INLINE R put(V x) { return x; }
 };
-struct LS32 {
-    using R = i32;
-    using V = i32;
-    static PTX_INLINE V get(R x) { return x; }
-    static PTX_INLINE R put(V x) { return x; }
-};
-struct LU64 {
-    using R = u64;
-    using V = u64;
-    static PTX_INLINE V get(R x) { return x; }
-    static PTX_INLINE R put(V x) { return x; }
-};
-struct LS64 {
-    using R = i64;
-    using V = i64;
-    static PTX_INLINE V get(R x) { return x; }
-    static PTX_INLINE R put(V x) { return x; }
-};
+using LU32 = Plain<u32>;
+using LS32 = Plain<i32>;
+using LU64 = Plain<u64>;
+using LS64 = Plain<i64>;
+using LF32 = Plain<float>;
+using LF64 = Plain<double>;
 struct LU16 {
     using R = u32;
     using V = u32;
@@ -49,23 +38,11 @@ struct LS16 {
     static PTX_INLINE V get(R x) { return static_cast<i32>(x << 16) >> 16; }
     static PTX_INLINE R put(V x) { return static_cast<u32>(x) & 0xFFFF; }
 };
-struct LF32 {
-    using R = float;
-    using V = float;
-    static PTX_INLINE V get(R x) { return x; }
-    static PTX_INLINE R put(V x) { return x; }
-};
 struct LF32Z {  // .ftz
     using R = float;
     using V = float;
     static PTX_INLINE V get(R x) { return flush(x); }
     static PTX_INLINE R put(V x) { return flush(x); }
-};
-struct LF64 {
-    using R = double;
-    using V = double;
-    static PTX_INLINE V get(R x) { return x; }
-    static PTX_INLINE R put(V x) { return x; }
 };
 struct LF16 {
     using R = u32;
@@ -199,6 +176,27 @@ const Code* ternary(Warp& w, const Code* c, u32 mask) {
     return c + 1;
 }
 
+// ---- functors of integers and floats ----
+
+struct Add {
+    template <class V>
+    static V f(V a, V b) {
+        return a + b;
+    }
+};
+struct Sub {
+    template <class V>
+    static V f(V a, V b) {
+        return a - b;
+    }
+};
+struct Mul {
+    template <class V>
+    static V f(V a, V b) {
+        return a * b;
+    }
+};
+
 // ---- resolving ----
 
 // What an instruction needs: its handler and the kinds of its operands, a letter each: '1', '2',
@@ -216,6 +214,7 @@ struct Form {
 };
 
 Form resolve_integer(const Code& c);
+Form resolve_bits(const Code& c);
 Form resolve_float(const Code& c);
 Form resolve_special(const Code& c);
 Form resolve_compare(const Code& c);

@@ -44,6 +44,9 @@ Form resolve(const Code& c) {
         case Op::XOR:
         case Op::NOT:
         case Op::CNOT:
+        case Op::DP4A:
+        case Op::DP2A:
+            return resolve_integer(c);
         case Op::SHL:
         case Op::SHR:
         case Op::LOP3:
@@ -58,9 +61,7 @@ Form resolve(const Code& c) {
         case Op::BREV:
         case Op::SZEXT:
         case Op::BMSK:
-        case Op::DP4A:
-        case Op::DP2A:
-            return resolve_integer(c);
+            return resolve_bits(c);
         case Op::SETP:
         case Op::SET:
         case Op::SELP:
