@@ -122,6 +122,12 @@ class Storage:
 Edge = tuple["Node | Tensor", int]
 
 
+# A tensor kept for backward: its array, its storage with the version it had, and its edge. Of an
+# output of the node itself only the index: a node must not own itself, or what it keeps would stay
+# until the collector runs.
+Saved = tuple[np.ndarray, Storage, int, Any]
+
+
 def edge_of(tensor: Tensor) -> Edge:
     """Where the gradient of this tensor goes."""
     return (tensor, 0) if tensor._node is None else (tensor._node, tensor._index)
@@ -138,7 +144,7 @@ class Node:
     hooks: dict[int, list[Callable[[Tensor], Tensor | None]]] | None = None
     order = 0
     outputs: Sequence[tuple[tuple[int, ...], np.dtype]] = ()  # shapes and dtypes
-    _saved: Sequence[tuple[np.ndarray, Storage, int, Edge | None] | None] = ()
+    _saved: Sequence[Saved | None] = ()
     _save_inputs: tuple[int, ...] = ()
     _save_outputs: tuple[int, ...] = ()
 
@@ -180,7 +186,9 @@ class Node:
                     f"in place (version {version} when saved, {storage.version} now); "
                     "change it after backward, or work on a copy (x + 0)"
                 )
-            if edge is not None and edge[0].__class__ is not Node:
+            if edge.__class__ is int:
+                edge = self, edge
+            elif edge is not None and edge[0].__class__ is not Node:
                 out.append(edge[0])
                 continue
             tensor = _tensor.Tensor._wrap(array)
@@ -197,7 +205,7 @@ class Node:
             for t, need in zip(inputs, self.needs_input_grad)  # noqa: B905  (of one length)
         ]
         self.edges = edges
-        saved: list[tuple[np.ndarray, Storage, int, Edge | None] | None] = []
+        saved: list[Saved | None] = []
         for i in self._save_inputs:
             tensor = inputs[i]
             if tensor is None:
@@ -207,7 +215,7 @@ class Node:
             saved.append((tensor._array, storage, storage.version, edges[i]))
         for i in self._save_outputs:
             storage = outputs[i].storage
-            saved.append((outputs[i]._array, storage, storage.version, (self, i)))
+            saved.append((outputs[i]._array, storage, storage.version, i))
         self._saved = saved
         self.order = next(_order)
 

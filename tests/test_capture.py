@@ -120,6 +120,38 @@ def test_gpt_steps_have_the_same_bits(level: str) -> None:
     assert same_bits(as_it_is, captured)
 
 
+@pytest.mark.parametrize("form", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_gpt_steps_in_every_mode_have_the_same_bits(
+    form: str, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the loss made in chunks, ignored targets, packed weights, recomputed blocks."""
+    monkeypatch.setattr("minigrad.models.gpt.LARGE_VOCABULARY", 1)
+
+    def make() -> tuple[Any, Callable[..., mg.Tensor]]:
+        shape = GPTConfig(vocab_size=11, seq_len=8, n_layers=2, n_heads=2, dim=16, dropout=0.2)
+        model = GPT(shape, checkpointed)
+        optimizer = optim.AdamW(model.parameter_groups(0.1), lr=0.01)
+
+        def update(tokens: mg.Tensor, targets: mg.Tensor) -> mg.Tensor:
+            optimizer.zero_grad()
+            with mg.precision(form):
+                loss = model.loss(tokens, targets)
+            loss.backward()
+            optimizer.step(optim.clip_scale(model.parameters(), 1.0))
+            return loss
+
+        return (model, optimizer), update
+
+    def batch(t: int) -> Arrays:
+        tokens, targets = gpt_batch(t)[:2]
+        targets[0, : t % 5] = -100  # another number of them in every step
+        return [tokens, targets]
+
+    as_it_is, captured = (trained(make, batch, captured) for captured in (False, True))
+    assert same_bits(as_it_is, captured)
+
+
 def test_references_have_the_same_bits() -> None:
     """What is Python, not native, is replayed, too."""
     with mg.use_kernels("ref"):

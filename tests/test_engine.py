@@ -464,18 +464,15 @@ def test_threads_accumulate_exactly() -> None:
 
 
 def test_graph_is_freed_without_the_collector() -> None:
+    """A node that saves its own output does not own itself."""
+    x = mg.ones((3,), requires_grad=True)
+    gc.collect()
     gc.disable()
     try:
-        x = leaf(4)
-        y = mg.softmax(mg.exp(x) * 2)
-        array = weakref.ref(y.storage)
+        y = mg.tanh(mg.exp(x) * 2)
+        node = weakref.ref(y._node)
         del y
-        assert array() is None
-    except TypeError:  # Storage has slots: watch the tensor instead
-        y = mg.softmax(mg.exp(x) * 2)
-        tensor = weakref.ref(y)
-        del y
-        assert tensor() is None
+        assert node() is None
     finally:
         gc.enable()
 

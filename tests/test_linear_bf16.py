@@ -43,13 +43,13 @@ def same_bits(a: Array, b: Array) -> bool:
 # ---- the product ----
 
 
-def chained(a: Array, b: Array) -> Array:
-    """The sum as every level but AMX has it: k = 1, 0, 3, 2, … in blocks of 256. Products of two
-    bfloat16 are exact in float32, so a multiply and an add round as a fused one does."""
+def chained(a: Array, b: Array, depth: int) -> Array:
+    """The sum as every level but AMX has it: k = 1, 0, 3, 2, … in blocks of `depth`. Products of
+    two bfloat16 are exact in float32, so a multiply and an add round as a fused one does."""
     total = None
-    for k0 in range(0, a.shape[1], 256):
+    for k0 in range(0, a.shape[1], depth):
         block = np.zeros((a.shape[0], b.shape[1]), np.float32)
-        for k in range(k0, min(k0 + 256, a.shape[1] + 1)):
+        for k in range(k0, min(k0 + depth, a.shape[1] + 1)):
             if (k ^ 1) < a.shape[1]:
                 block += np.outer(a[:, k ^ 1], b[k ^ 1])
         total = block if total is None else total + block
@@ -71,8 +71,9 @@ def tiled(a: Array, b: Array) -> Array:
 def test_product_has_the_bits_of_its_definition(shape: tuple[int, ...], level: str) -> None:
     m, k, n = shape
     a, b = halves(m, k), halves(k, n, seed=1)
-    defined = tiled if level.startswith("amx") else chained
-    expected = defined(a.astype(np.float32), b.astype(np.float32))
+    wide = a.astype(np.float32), b.astype(np.float32)
+    depth = 512 if level == "avx2" else 256  # kKC in csrc/matmul_kernel.h
+    expected = tiled(*wide) if level.startswith("amx") else chained(*wide, depth)
     assert same_bits(product(a, b), expected)
     exact = a.astype(np.float64) @ b.astype(np.float64)
     size = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64))

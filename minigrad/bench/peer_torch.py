@@ -132,7 +132,8 @@ def _with_backward(
                 return forward(*tensors)
 
         return run
-    shape = forward(*tensors).shape
+    with torch.no_grad():
+        shape = forward(*tensors).shape
     seed = torch.ones(shape) if one else torch.tensor(normal(99, *shape))
     return lambda: torch.autograd.grad(forward(*tensors), tensors, seed)
 

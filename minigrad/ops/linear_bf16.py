@@ -12,7 +12,7 @@ from minigrad import dtypes, recording
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.movement import reshape, swapaxes
+from minigrad.ops.movement import swapaxes
 from minigrad.ops.reduce import Sum
 from minigrad.tensor import Tensor
 
@@ -75,9 +75,9 @@ def _packed_weight(weight: Tensor) -> np.ndarray:
 class LinearBf16(Function):
     """x (M, in), weight (out, in), bias (out,) → x weightᵀ + bias, in `dtype`.
 
-    x and weight are float32 or bfloat16, bias is float32. `keep` says whether the packed weight is
-    worth keeping: it is not where an activation stands in the weight's place, as in the weight's
-    own gradient.
+    x and weight are float32 or bfloat16, bias is float32. `kept` is the weight once more where its
+    packed copy is worth keeping: it is not where an activation stands in the weight's place, as in
+    the weight's own gradient.
     """
 
     @staticmethod
@@ -87,12 +87,11 @@ class LinearBf16(Function):
         weight: np.ndarray,
         bias: np.ndarray | None,
         dtype: np.dtype,
-        keep: bool = True,
+        kept: Tensor | None = None,
     ) -> np.ndarray:
         ctx.save_inputs(0, 1, 2)
         out = empty((x.shape[0], weight.shape[0]), dtype)
-        kept = ctx.inputs[1]
-        packed = _packed_weight(kept) if keep and kept is not None else _pack(weight.T)
+        packed = _pack(weight.T) if kept is None else _packed_weight(kept)
         launch("matmul_packed", x, packed, bias, out)
         return out
 
@@ -102,10 +101,11 @@ class LinearBf16(Function):
         x, weight, bias = ctx.saved
         dx = dweight = dbias = None
         if need_x:
-            dx = LinearBf16.apply(g, swapaxes(weight, 0, 1), None, dtype=x.dtype)
+            across = swapaxes(weight, 0, 1)
+            dx = LinearBf16.apply(g, across, None, dtype=x.dtype, kept=across)
         if need_weight:
             rows = swapaxes(g, 0, 1), swapaxes(x, 0, 1)
-            dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype, keep=False)
+            dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype)
         if need_bias:
-            dbias = reshape(Sum.apply(g, axes=(0,), dtype=bias.dtype), bias.shape)
+            dbias = Sum.apply(g, axes=(0,), keepdims=False, dtype=bias.dtype)
         return dx, dweight, dbias

@@ -216,7 +216,8 @@ def linear(
     fused = activation in ("gelu", "gelu_tanh")
     if in_bf16:
         # Rounded once here rather than in each product: backward keeps half the bytes.
-        out = LinearBf16.apply(cast(rows, dtypes.bfloat16), weight, bias, dtype=dtypes.bfloat16)
+        halves = cast(rows, dtypes.bfloat16)
+        out = LinearBf16.apply(halves, weight, bias, dtype=dtypes.bfloat16, kept=weight)
         out = bias_gelu(out, None, form) if fused else out
     else:
         out = Linear.apply(rows, weight, None if fused else bias)
