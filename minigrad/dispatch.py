@@ -206,15 +206,20 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def _resolve(name: str) -> Kernel:
+    found: Kernel | None = None
     if _set == "native":
         found = getattr(importlib.import_module(f"minigrad._kernels_{_level}"), name, None)
     elif _set == "ref":
         found = lookup("REFERENCE", name)
     else:
         stem = name.removesuffix("_fwd").removesuffix("_bwd")
-        found = getattr(_gpu_module(stem), name, None)
+        launcher = getattr(_gpu_module(stem), name, None)
         reference = lookup("REFERENCE", name)
-        if found is None and reference is not None and _device != "cpu":
+        if launcher is not None:
+            from minigrad.gpu import starter
+
+            found = starter(launcher)
+        elif reference is not None and _device != "cpu":
             found = _ByNumpy(reference)
     if found is None:
         raise KernelNotFound(f"{name}: the set {_set!r} has no such kernel; {_where(name)}")

@@ -25,7 +25,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -127,6 +127,18 @@ def check_floats(kernel: str, *arrays: np.ndarray | None) -> str:
             f"{', '.join(sorted(names))}; the native set takes the others"
         )
     return names.pop()
+
+
+def starter(launcher: Callable[..., TritonLaunch | CudaLaunch | None]) -> Callable[..., None]:
+    """The kernel that a launcher of `kernels/tl` or `kernels/cu` stands for: it starts what the
+    launcher describes, if there is anything to do."""
+
+    def start(*args: Any) -> None:
+        launch = launcher(*args)
+        if launch is not None:
+            run(launch)
+
+    return start
 
 
 def run(launch: TritonLaunch | CudaLaunch) -> None:

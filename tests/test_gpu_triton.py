@@ -69,23 +69,21 @@ def launch(name: str, dtype: str) -> gpu.TritonLaunch:
     stats = zeros("float32", 64)
     if name == "softmax":
         x = zeros(dtype, 64, 1024)
-        return softmax.describe_softmax_fwd(x, x)
+        return softmax.softmax_fwd(x, x)
     if name == "softmax_wide":
         x = zeros(dtype, 64, 16384)
-        return softmax.describe_softmax_fwd(x, x)
+        return softmax.softmax_fwd(x, x)
     if name.startswith("layer_norm"):
         n = 16384 if name.endswith("wide") else 1024
         x, w = zeros(dtype, 64, n), zeros(dtype, n)
-        return layer_norm.describe_layer_norm_fwd(x, x, w, w, x, x, stats, stats, 1e-5)
+        return layer_norm.layer_norm_fwd(x, x, w, w, x, x, stats, stats, 1e-5)
     dim, everything = int(name.split("-")[1]), name.endswith("everything")
     q, lse = zeros(dtype, 2, 4, 512, dim), zeros("float32", 2, 4, 512)
     if not everything:
-        return attention.describe_attention_fwd(
-            q, q, q, None, None, q, lse, 0.125, True, -1, 0.0, None
-        )
+        return attention.attention_fwd(q, q, q, None, None, q, lse, 0.125, True, -1, 0.0, None)
     mask, bias = zeros("bool", 2, 4, 512, 512), zeros(dtype, 2, 4, 512, 512)
     rng = zeros("uint64", 2)
-    return attention.describe_attention_fwd(q, q, q, mask, bias, q, lse, 0.125, True, 100, 0.1, rng)
+    return attention.attention_fwd(q, q, q, mask, bias, q, lse, 0.125, True, 100, 0.1, rng)
 
 
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter is on")
@@ -118,7 +116,7 @@ def test_specialisation_is_the_launch_s() -> None:
     from minigrad.kernels.tl import softmax
 
     odd = zeros("float32", 64, 1023)
-    kernel = gpu.compile_triton(softmax.describe_softmax_fwd(odd, odd), 80)
+    kernel = gpu.compile_triton(softmax.softmax_fwd(odd, odd), 80)
     assert "ld.global.v4" not in kernel.ptx
 
 

@@ -77,7 +77,7 @@ def test_faults_name_the_kernel_s_line() -> None:
     from minigrad.kernels.tl import softmax
 
     x, out = np.zeros((4, 100), np.float32), np.zeros((4, 100), np.float32)
-    launch = softmax.describe_softmax_fwd(x, out)
+    launch = softmax.softmax_fwd(x, out)
     launch.grid = (5, *launch.grid[1:])
     launch.arguments = [5 if a == 4 else a for a in launch.arguments if not np.ndim(a)]
     launch.arguments = [x, out, *launch.arguments]

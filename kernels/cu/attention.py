@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from minigrad import gpu
 from minigrad.gpu import CudaLaunch, check_floats, strides
 
 from . import FOLDER, TYPES
@@ -20,7 +19,7 @@ def _strides(array: np.ndarray | None) -> bytes:
     return np.array((0, 0, 0, 0) if array is None else strides(array), np.int64).tobytes()
 
 
-def describe_attention_fwd(
+def attention_fwd(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -33,8 +32,11 @@ def describe_attention_fwd(
     window: int,
     dropout_p: float,
     rng: np.ndarray | None,
-) -> CudaLaunch:
-    """What attention_fwd starts."""
+) -> CudaLaunch | None:
+    """q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D) → out (B, Hq, Tq, D) and the logarithm of each
+    row's sum of exponentials, lse (B, Hq, Tq) float32."""
+    if not out.size:
+        return None
     dtype = check_floats("attention_fwd", q, k, v, bias, out)
     n_batch, n_heads, n_queries, head_dim = q.shape
     if head_dim > LARGEST_HEAD_DIM:
@@ -53,27 +55,3 @@ def describe_attention_fwd(
         + [np.float32(scale), np.int32(causal), np.int32(window)]
         + [np.uint32(math.floor(dropout_p * 2**32)), np.float32(1 / (1 - dropout_p))],
     )
-
-
-def attention_fwd(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    mask: np.ndarray | None,
-    bias: np.ndarray | None,
-    out: np.ndarray,
-    lse: np.ndarray,
-    scale: float,
-    causal: bool,
-    window: int,
-    dropout_p: float,
-    rng: np.ndarray | None,
-) -> None:
-    """q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D) → out (B, Hq, Tq, D) and the logarithm of each
-    row's sum of exponentials, lse (B, Hq, Tq) float32."""
-    if out.size:
-        gpu.run(
-            describe_attention_fwd(
-                q, k, v, mask, bias, out, lse, scale, causal, window, dropout_p, rng
-            )
-        )

@@ -24,7 +24,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from minigrad.gpu import TritonLaunch, check_floats, interpreting, run, strides
+from minigrad.gpu import TritonLaunch, check_floats, interpreting, strides
 
 from .philox import philox_word
 
@@ -189,7 +189,7 @@ def _tiles(dtype: str, dim: int) -> tuple[int, int, int, int]:
     return (64, 32, 4, 2) if dim <= 128 else (32, 32, 8, 2)
 
 
-def describe_attention_fwd(
+def attention_fwd(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
@@ -202,8 +202,11 @@ def describe_attention_fwd(
     window: int,
     dropout_p: float,
     rng: np.ndarray | None,
-) -> TritonLaunch:
-    """What attention_fwd starts."""
+) -> TritonLaunch | None:
+    """q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D) → out (B, Hq, Tq, D) and the logarithm of each
+    row's sum of exponentials, lse (B, Hq, Tq) float32."""
+    if not out.size:
+        return None
     dtype = check_floats("attention_fwd", q, k, v, bias, out)
     n_batch, n_heads, n_queries, head_dim = q.shape
     n_keys = k.shape[2]
@@ -238,27 +241,3 @@ def describe_attention_fwd(
         num_warps=warps,
         num_stages=stages,
     )  # fmt: skip
-
-
-def attention_fwd(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    mask: np.ndarray | None,
-    bias: np.ndarray | None,
-    out: np.ndarray,
-    lse: np.ndarray,
-    scale: float,
-    causal: bool,
-    window: int,
-    dropout_p: float,
-    rng: np.ndarray | None,
-) -> None:
-    """q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D) → out (B, Hq, Tq, D) and the logarithm of each
-    row's sum of exponentials, lse (B, Hq, Tq) float32."""
-    if out.size:
-        run(
-            describe_attention_fwd(
-                q, k, v, mask, bias, out, lse, scale, causal, window, dropout_p, rng
-            )
-        )

@@ -90,9 +90,7 @@ def run_emulator(runs: int = 5) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     q, k, v, out = rng.standard_normal((4, 1, 2, 1024, 64)).astype(np.float16)
     lse = np.zeros((1, 2, 1024), np.float32)
-    start = attention.describe_attention_fwd(
-        q, k, v, None, None, out, lse, 0.125, False, -1, 0.0, None
-    )
+    start = attention.attention_fwd(q, k, v, None, None, out, lse, 0.125, False, -1, 0.0, None)
     with gpu.count():
         lanes = gpu.emulate(start, 80).counters.lane_instructions
     kernel, args, block, shared = gpu.emulated_arguments(start, 80)

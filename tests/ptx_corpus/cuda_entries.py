@@ -774,20 +774,18 @@ def own(kernel: str, dtype: str) -> Callable[[int], Run]:
         rng = SEEDED(seed)
         if kernel == "softmax":
             x, out = normal(rng, dtype, 3, 300), zeros(dtype, 3, 300)
-            return Run(CudaStart.of(own_softmax.describe_softmax_fwd(x, out)), {1: softmax_of(x)})
+            return Run(CudaStart.of(own_softmax.softmax_fwd(x, out)), {1: softmax_of(x)})
         if kernel == "layer_norm":
             x, w, b, out = (normal(rng, dtype, *s) for s in ((3, 300), (300,), (300,), (3, 300)))
             mean, rstd = zeros("float32", 3), zeros("float32", 3)
-            launch = own_layer_norm.describe_layer_norm_fwd(
-                x, None, w, b, out, None, mean, rstd, 1e-5
-            )
+            launch = own_layer_norm.layer_norm_fwd(x, None, w, b, out, None, mean, rstd, 1e-5)
             held = {id(a): i for i, a in enumerate(launch.arguments)}
             unit, m, s = normed(x, 1e-5)
             want = {held[id(out)]: unit * wide(w) + wide(b), held[id(mean)]: m, held[id(rstd)]: s}
             return Run(CudaStart.of(launch), want)
         q, k, v = (normal(rng, dtype, 1, 2, t, 40) for t in (20, 35, 35))
         out, lse = zeros(dtype, *q.shape), zeros("float32", 1, 2, 20)
-        launch = own_attention.describe_attention_fwd(
+        launch = own_attention.attention_fwd(
             q, k, v, None, None, out, lse, 0.2, True, -1, 0.0, None
         )
         held = {id(a): i for i, a in enumerate(launch.arguments)}

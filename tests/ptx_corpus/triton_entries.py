@@ -502,7 +502,7 @@ def own_softmax_fwd(dtype: str, n_cols: int) -> Callable[[int], Run]:
     def make(seed: int) -> Run:
         x = normal(np.random.default_rng(seed), dtype, 3, n_cols)
         out = zeros(dtype, 3, n_cols)
-        return Run(own_softmax.describe_softmax_fwd(x, out), {1: softmax_of(x)})
+        return Run(own_softmax.softmax_fwd(x, out), {1: softmax_of(x)})
 
     return make
 
@@ -514,7 +514,7 @@ def own_layer_norm_fwd(dtype: str, n_cols: int) -> Callable[[int], Run]:
         w, b = normal(rng, dtype, n_cols), normal(rng, dtype, n_cols)
         out, summed = zeros(dtype, 3, n_cols), zeros(dtype, 3, n_cols)
         mean, rstd = zeros("float32", 3), zeros("float32", 3)
-        launch = own_layer_norm.describe_layer_norm_fwd(x, r, w, b, out, summed, mean, rstd, 1e-5)
+        launch = own_layer_norm.layer_norm_fwd(x, r, w, b, out, summed, mean, rstd, 1e-5)
         total = (x.astype(np.float32) + r.astype(np.float32)).astype(x.dtype)
         unit, m, s = normed(total, 1e-5)
         return Run(launch, {4: unit * wide(w) + wide(b), 5: wide(total), 6: m, 7: s})
@@ -529,7 +529,7 @@ def own_attention_fwd(dtype: str, dim: int, causal: bool) -> Callable[[int], Run
         k, v = normal(rng, dtype, 1, 1, 90, dim), normal(rng, dtype, 1, 1, 90, dim)
         out, lse = zeros(dtype, *q.shape), zeros("float32", 1, 2, 70)
         scale = dim**-0.5
-        launch = own_attention.describe_attention_fwd(
+        launch = own_attention.attention_fwd(
             q, k, v, None, None, out, lse, scale, causal, -1, 0.0, None
         )
         want, sums, _ = attention_of(q, k, v, scale, causal)
