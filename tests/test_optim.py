@@ -387,7 +387,7 @@ def test_clipping_bounds_the_norm_of_all_gradients_together(largest: float, leve
 
 
 def test_clipping_inside_the_update_has_the_bits_of_clipping_before_it(level: str) -> None:
-    """And takes two launches, neither of which writes a gradient."""
+    """And reads the gradients twice, for their norm and for the update, and writes none."""
     results = []
     for inside in (True, False):
         params = leaves(start("float32"))
@@ -400,7 +400,8 @@ def test_clipping_inside_the_update_has_the_bits_of_clipping_before_it(level: st
                 with mg.profile() as profile:
                     optimizer.step(optim.clip_scale(params, 0.5))
                 if t > 1:  # the first step fills the moments
-                    assert set(profile.rows) == {"sum_squares", "adam"}
+                    assert set(profile.rows) == {"sum_squares", "clip_factor", "copy", "adam"}
+                    assert profile.rows["copy"].bytes <= 16  # the factor
                 for p, g in zip(params, given, strict=True):
                     assert p.grad.numpy().tobytes() == g.tobytes()
             else:

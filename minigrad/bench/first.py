@@ -24,7 +24,7 @@ _CHILD = """
 import json, sys, time
 from minigrad.bench.{module} import step
 marks = [time.time()]
-run = step({size!r}, {argument})
+run = step({size!r}, "fp32", {argument})
 marks.append(time.time())
 run()
 marks.append(time.time())
