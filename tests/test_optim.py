@@ -405,7 +405,7 @@ def test_clipping_inside_the_update_has_the_bits_of_clipping_before_it(level: st
                 for p, g in zip(params, given, strict=True):
                     assert p.grad.numpy().tobytes() == g.tobytes()
             else:
-                scale = optim.clip_scale(params, 0.5)
+                scale = float(optim.clip_scale(params, 0.5))
                 assert scale < 1
                 for p in params:
                     p.grad = p.grad * scale
