@@ -56,7 +56,8 @@ class Recompute(Function):
             t.requires_grad = need
         with enable_grad(), replay_cells(ctx.cells), precision(ctx.precision):
             outputs = _as_tuple(ctx.fn(*inputs))
-        used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
+        pairs = zip(outputs, grads, strict=True)
+        used = [(o, g) for o, g in pairs if g is not None and o.requires_grad]
         wanted = [t for t, need in zip([*inputs, *saved[n:]], needs, strict=True) if need]
         outs, given = [o for o, _ in used], [g for _, g in used]
         found = iter(grad(outs, wanted, given, allow_unused=True))
@@ -65,6 +66,15 @@ class Recompute(Function):
 
 def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _check_tensors(what: str, values: tuple[Any, ...]) -> None:
+    for i, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"checkpoint_activations: {what} {i} is a {type(value).__name__}; expected tensors "
+                "(fn returns one or a tuple of them)"
+            )
 
 
 def _key(edge: Edge) -> tuple[int, int]:
@@ -104,8 +114,8 @@ def checkpoint_activations(fn: Callable[..., Any], *inputs: Tensor) -> Any:
     from the same streams. fn must compute the same from the same inputs; parameters that it uses
     get their gradients, too.
 
-    Raises ValueError where fn uses a tensor with a history that is none of its inputs, and
-    NotImplementedError when a second derivative is asked for.
+    Raises TypeError for what is no tensor, ValueError where fn uses a tensor with a history that is
+    none of its inputs, and NotImplementedError when a second derivative is asked for.
 
     >>> import minigrad as mg
     >>> x = mg.tensor([1.0, 2.0], requires_grad=True)
@@ -114,6 +124,7 @@ def checkpoint_activations(fn: Callable[..., Any], *inputs: Tensor) -> Any:
     >>> x.grad.numpy()
     array([2.7182817, 7.389056 ], dtype=float32)
     """
+    _check_tensors("input", inputs)
     if not is_grad_enabled():
         return fn(*inputs)
     if len({_key(edge_of(t)) for t in inputs}) < len(inputs):
@@ -122,6 +133,7 @@ def checkpoint_activations(fn: Callable[..., Any], *inputs: Tensor) -> Any:
     with record_cells() as cells:
         outputs = fn(*inputs)
     listed = _as_tuple(outputs)
+    _check_tensors("result of fn", listed)
     leaves = _leaves(listed, inputs, started)
     held = [t._array for t in inputs]
     results = tuple(
@@ -131,4 +143,6 @@ def checkpoint_activations(fn: Callable[..., Any], *inputs: Tensor) -> Any:
     made = Recompute.apply(
         *inputs, *leaves, fn=fn, n_inputs=len(inputs), cells=cells, results=results
     )
+    # What fn gives without a history has none here, either.
+    made = tuple(m if o.requires_grad else m.detach() for m, o in zip(made, listed, strict=True))
     return made if isinstance(outputs, tuple) else made[0]

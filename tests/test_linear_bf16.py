@@ -11,6 +11,7 @@ import pytest
 import minigrad as mg
 from minigrad.dispatch import empty, launch
 from minigrad.models import GPT, GPTConfig
+from minigrad.ops.linear_bf16 import MAX_PACKED
 
 Array = np.ndarray
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -310,3 +311,14 @@ def test_gpt_learns_in_bf16_as_in_fp32(level: str) -> None:
     assert losses["bf16", 1] == losses["bf16", 2]
     assert losses["fp32", 2][-1] < losses["fp32", 2][0] - 1
     np.testing.assert_allclose(losses["bf16", 2], losses["fp32", 2], rtol=0, atol=0.02)
+
+
+def test_a_storage_keeps_few_packed_copies() -> None:
+    weight, x = mg.randn((64, 8)), mg.ones((2, 8))
+    with mg.precision("bf16"), mg.no_grad():
+        for i in range(50):
+            mg.linear(x, weight[i : i + 8])
+        assert len(weight.storage.packed) <= MAX_PACKED
+        weight *= 2
+        mg.linear(x, weight)
+    assert len(weight.storage.packed) == 1

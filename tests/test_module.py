@@ -63,3 +63,19 @@ def test_to_multiplies_by_the_converted_weight() -> None:
     want = layer.to("bfloat16").weight.numpy().astype(np.float64)
     got = layer.to("float32")(x).numpy()
     np.testing.assert_allclose(got, x.numpy().astype(np.float64) @ want.T, rtol=0, atol=1e-5)
+
+
+def test_to_the_same_dtype_changes_nothing() -> None:
+    layer = nn.Linear(4, 4)
+    storage, layer.weight.grad = layer.weight.storage, mg.ones((4, 4))
+    layer.to("float32")
+    assert layer.weight.storage is storage
+    assert layer.weight.grad is not None
+
+
+def test_a_graph_from_before_a_conversion_is_refused() -> None:
+    layer = nn.Linear(4, 4)
+    y = layer(mg.ones((2, 4), requires_grad=True)).sum()
+    layer.to("bfloat16")
+    with pytest.raises(RuntimeError, match="changed in place"):
+        y.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,3 +106,21 @@ def test_what_cannot_be_recomputed_is_named() -> None:
         mg.checkpoint_activations(lambda a, b: a * b, x, x)
     with replay_cells([]), pytest.raises(RuntimeError, match="draws more random numbers"):
         mg.rand((1,))
+
+
+def test_results_without_a_history_have_none() -> None:
+    x = mg.tensor([1.0, 2.0], requires_grad=True)
+    y, z = mg.checkpoint_activations(lambda x: (x * 2, x.detach() * 3), x)
+    assert y.requires_grad
+    assert not z.requires_grad
+    (y.sum() + z.sum()).backward()
+    assert x.grad.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("fn", [lambda x: [x], lambda x: (x, None)])
+def test_what_is_no_tensor_is_refused(fn: Any) -> None:
+    x = mg.ones((2,), requires_grad=True)
+    with pytest.raises(TypeError, match=r"checkpoint_activations: result of fn \d is a "):
+        mg.checkpoint_activations(fn, x)
+    with pytest.raises(TypeError, match="checkpoint_activations: input 1 is a NoneType"):
+        mg.checkpoint_activations(lambda x, y: x, x, None)

@@ -143,15 +143,17 @@ class Module:
 
     def to(self, dtype: Any) -> Module:
         """Converts floating parameters and buffers to `dtype`, in place: they stay the same tensors
-        (so ties last) and lose their gradients. Optimizers take float32 and float64 only: in half
-        precision they need a float32 copy of the parameters. Returns self."""
+        (so ties last), and those that change lose their gradients. A graph made before cannot be
+        walked after. Optimizers take float32 and float64 only: in half precision they need a
+        float32 copy of the parameters. Returns self."""
         wanted = dtypes.as_dtype(dtype)
         if not dtypes.is_floating(wanted):
             raise TypeError(
                 f"{type(self).__name__}.to: expected a floating dtype, got {wanted.name}"
             )
         for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
-            if dtypes.is_floating(tensor.dtype):
+            if dtypes.is_floating(tensor.dtype) and tensor.dtype != wanted:
+                tensor.storage.changed()
                 tensor._array, tensor._storage = tensor.detach().to(wanted)._array, None
                 tensor.grad = None
         return self

@@ -179,7 +179,7 @@ def _checked_lengths(name: str, given: TensorLike, total: int) -> Tensor:
             f"{x.dtype.name} {x.shape}"
         )
     ends = x._array
-    if ends[0] != 0 or ends[-1] != total or (np.diff(ends) < 0).any():
+    if ends[0] != 0 or ends[-1] != total or (ends[1:] < ends[:-1]).any():
         raise ValueError(
             f"attention_varlen: {name} must rise from 0 to the number of tokens, {total}; got "
             f"{ends.tolist() if ends.size <= 8 else [*ends[:4].tolist(), '…', int(ends[-1])]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import dtypes, recording
-from minigrad.autograd import Function, Node
+from minigrad.autograd import Function, Node, Storage
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.movement import swapaxes
@@ -20,6 +20,7 @@ __all__: list[str] = []
 
 # The layout of packed operands, as csrc/matmul_bf16.h says.
 _COLUMNS, _DEPTH = 32, 32
+MAX_PACKED = 8  # copies that one storage keeps, of its views and their transposes
 
 
 def _packed_shape(k: int, n: int) -> tuple[int, int, int, int]:
@@ -59,6 +60,12 @@ def _pack(b: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
     return packed
 
 
+def _make_room(storage: Storage) -> None:
+    """Before another view's copy is kept: those of older versions go, and the oldest of many."""
+    kept = [(k, entry) for k, entry in storage.packed.items() if entry[0] == storage.version]
+    storage.packed = dict(kept[-(MAX_PACKED - 1) :])
+
+
 def _packed_weight(weight: Tensor) -> np.ndarray:
     """weightᵀ as panels: the copy that its storage keeps, made anew where the version differs, and
     always in a captured step, whose replays must not depend on what was packed before them."""
@@ -67,6 +74,8 @@ def _packed_weight(weight: Tensor) -> np.ndarray:
     layout = f"bf16 {array.__array_interface__['data'][0]} {array.shape} {array.strides}"
     version, packed = storage.packed.get(layout, (-1, None))
     if packed is None or version != storage.version or recording.active():
+        if packed is None:
+            _make_room(storage)
         packed = _pack(array.T, packed)
         storage.packed[layout] = storage.version, packed
     return packed
