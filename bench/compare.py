@@ -22,7 +22,11 @@ from minigrad.train.config import SIZES
 def jobs() -> list[argparse.Namespace]:
     steps = [
         argparse.Namespace(
-            subject="step", size=size, captured=captured, checkpoint_activations=False
+            subject="step",
+            size=size,
+            precision="fp32",
+            captured=captured,
+            checkpoint_activations=False,
         )
         for size in (*SIZES, *MLP_STEPS)
         for captured in (False, True)

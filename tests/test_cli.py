@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import tiny
 
-from minigrad import checkpoint
+from minigrad import bench, checkpoint
+from minigrad.bench.jobs import SHAPES
 from minigrad.cli import main
 
 SMALL = ("--seq-len", 16, "--n-layers", 1, "--n-heads", 2, "--dim", 16, "--batch-size", 4,
@@ -439,3 +440,14 @@ def test_bench_of_a_shape_that_does_not_fit(
 ) -> None:
     assert main(["bench", "kernel", "softmax", "--shape", shape, "--json"]) == 1
     assert capfd.readouterr().err == f"minigrad: {message}\n"
+
+
+def test_every_line_of_the_comparison_is_a_job() -> None:
+    path = Path(__file__).parents[1] / "bench" / "compare.py"
+    spec = importlib.util.spec_from_file_location("compare", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kinds = {bench.job_of(job)["kind"] for job in module.jobs()}
+    assert kinds == {"step", *SHAPES}
