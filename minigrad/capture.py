@@ -14,6 +14,7 @@ the first difference.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import types
 from collections.abc import Callable, Iterable
@@ -30,6 +31,13 @@ from minigrad.tensor import Tensor
 
 MAX_CALLS = 4  # recorded at most, until two in a row agree; the first makes an optimizer's moments
 MAX_RECORDINGS = 8  # kept of one function: those of the shapes seen last
+
+_recording_lock = threading.RLock()  # observers are one for all threads, so one call at a time
+os.register_at_fork(  # a child must not find it held by a thread that it does not have
+    before=_recording_lock.acquire,
+    after_in_parent=_recording_lock.release,
+    after_in_child=_recording_lock.release,
+)
 
 
 class Captured:
@@ -112,11 +120,12 @@ class _Recording:
             return self.last.result()
         inputs = iter(self.buffers)
         before, self.last = self.last, None
-        call = _Call(
-            function,
-            [_input(value, inputs) for value in args],
-            {name: _input(value, inputs) for name, value in kwargs.items()},
-        )
+        with _recording_lock:
+            call = _Call(
+                function,
+                [_input(value, inputs) for value in args],
+                {name: _input(value, inputs) for name, value in kwargs.items()},
+            )
         self.calls += 1
         difference = "it is the first call" if before is None else _difference(before, call)
         if difference is None:

@@ -128,6 +128,8 @@ class Optimizer:
     ) -> None:
         table = self._moments  # another one after a state was loaded
         recording.guard(lambda: self._moments is table)
+        # One count serves them all: a step of some of them, taken elsewhere, parts them.
+        recording.guard(lambda: len({self._own_steps.get(id(p), 0) for p in used}) == 1)
         moments = [self.moments(p) for p in used]
         hyper = recording.cell(np.empty(12))
         recording.repeat(partial(self._fill, group, used, hyper))

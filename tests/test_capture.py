@@ -451,3 +451,28 @@ def test_an_error_in_a_call_or_a_replay_leaves_the_step_usable() -> None:
             with pytest.raises(IndexError, match=r"3 .*outside \[0, 3\)"):
                 step(logits, np.array([1, 3]))
         assert step(logits, np.array([0, 2])).item() == expected
+
+
+def test_a_step_of_some_parameters_in_between_is_followed() -> None:
+    """Adam corrects by each parameter's own count."""
+    results = []
+    for captured in (False, True):
+        a, b = (mg.tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+        optimizer = optim.Adam([a, b], lr=0.1)
+
+        def update(optimizer: Any = optimizer, a: mg.Tensor = a, b: mg.Tensor = b) -> mg.Tensor:
+            optimizer.zero_grad()
+            loss = (a * a + b).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step = mg.capture(update) if captured else update
+        for t in range(8):
+            step()
+            if t == 5:
+                optimizer.zero_grad()
+                (a * 3).sum().backward()
+                optimizer.step()
+        results.append([a.tolist(), b.tolist(), optimizer.state_dict()["parameter_steps"]])
+    assert results[0] == results[1]
