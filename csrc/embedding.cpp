@@ -1,23 +1,11 @@
 // Rows of a table by index, their gradient, and scatter-add. Contributions to one element are added
 // in the order of the indices whatever the threads do: work is split by columns (or by output
 // range), not by index.
+#include "indices.h"
 #include "rows.h"
 #include "strided.h"
 
 namespace mg {
-namespace {
-
-// Calls body(index pointer) for int64 and int32 indices.
-template <class Body>
-void for_indices(const char* kernel, const Array& indices, Body&& body) {
-    if (!indices.contiguous())
-        throw std::invalid_argument(std::string(kernel) + ": expected contiguous indices");
-    if (indices.dtype == DType::i64) return body(indices.ptr<int64_t>());
-    if (indices.dtype == DType::i32) return body(indices.ptr<int32_t>());
-    unsupported(kernel, indices.dtype, "indices of int64 and int32");
-}
-
-}  // namespace
 
 // weight (V, C), indices (…), out (…, C) contiguous
 void embedding_fwd(const Array& weight, const Array& indices, const Array& out) {

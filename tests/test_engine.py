@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
-import subprocess
 import sys
 import threading
 import weakref
 
 import numpy as np
 import pytest
+from child import run_python
 
 import minigrad as mg
 
@@ -633,18 +632,6 @@ def test_float64_second_derivative_of_fused_attention_is_refused() -> None:
         mg.grad(out, q, create_graph=True)
 
 
-def run_python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | environment,
-        check=True,
-    )
-    return done.stdout
-
-
 def test_fork_after_threads_ran() -> None:
     code = """
 import os, minigrad as mg
@@ -656,13 +643,13 @@ if pid == 0:
     os._exit(0 if ok else 1)
 print(os.waitpid(pid, 0)[1])
 """
-    assert run_python(code, MINIGRAD_NUM_THREADS="2").strip() == "0"
+    assert run_python(code, MINIGRAD_NUM_THREADS="2") == "0"
 
 
 def test_import_brings_in_nothing_heavy() -> None:
     heavy = ("torch", "cupy", "triton", "matplotlib")
     code = f"import sys, minigrad; print([m for m in {heavy} if m in sys.modules])"
-    assert run_python(code).strip() == "[]"
+    assert run_python(code) == "[]"
 
 
 def test_without_native_kernels_the_references_run() -> None:
@@ -682,7 +669,7 @@ def test_without_native_kernels_the_references_run() -> None:
         "assert 'attention_bwd' in p.table()\n"
         "print(mg.levels(), len([w for w in said if 'C++ compiler' in str(w.message)]))\n"
     )
-    assert run_python(code).strip() == "[] 1"
+    assert run_python(code) == "[] 1"
 
 
 def test_forced_level_that_cannot_run() -> None:

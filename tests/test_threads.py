@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from child import run_python
 
 import minigrad as mg
 from minigrad import dispatch
@@ -17,17 +18,6 @@ from minigrad import dispatch
 core = dispatch._core
 pytestmark = pytest.mark.skipif(core is None, reason="the native kernels are not built")
 NO_LIMIT = 1 << 20
-
-
-def run_python(code: str, **environment: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=os.environ | environment,
-        check=True,
-    ).stdout.strip()
 
 
 @pytest.fixture
