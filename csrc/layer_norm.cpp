@@ -31,7 +31,8 @@ MG_INLINE V affine(V normed, const T* weight, const T* bias, int64_t i, Tail tai
 
 template <class T>
 void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, int64_t n, double eps,
-                    typename Lanes<T>::S& mean, typename Lanes<T>::S& rstd) {
+                    typename Lanes<T>::S& mean, typename Lanes<T>::S& rstd,
+                    const std::array<const T*, 2>& ahead) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
     S count = static_cast<S>(n);
@@ -47,6 +48,7 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, int64_t 
     S scale = S(1) / std::sqrt(variance + static_cast<S>(eps));
     V s = splat<V>(shift), k = splat<V>(scale);
     for_lanes<T>(n, [&](int64_t i, auto tail) {
+        for (const T* next : ahead) ask(next, i);
         V normed = ((load(x + i, tail) - c) - s) * k;
         store(out + i, affine(normed, weight, bias, i, tail), tail);
     });
@@ -56,7 +58,7 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, int64_t 
 
 template <class T>
 void rms_norm_row(const T* x, const T* weight, T* out, int64_t n, double eps,
-                  typename Lanes<T>::S& rstd) {
+                  typename Lanes<T>::S& rstd, const std::array<const T*, 2>& ahead) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
     S squares = sum_row<T>(n, [&](int64_t i, auto tail) {
@@ -66,6 +68,7 @@ void rms_norm_row(const T* x, const T* weight, T* out, int64_t n, double eps,
     rstd = S(1) / std::sqrt(squares / static_cast<S>(n) + static_cast<S>(eps));
     V k = splat<V>(rstd);
     for_lanes<T>(n, [&](int64_t i, auto tail) {
+        for (const T* next : ahead) ask(next, i);
         store(out + i,
               affine(V(load(x + i, tail)) * k, weight, static_cast<const T*>(nullptr), i, tail),
               tail);
@@ -76,13 +79,14 @@ void rms_norm_row(const T* x, const T* weight, T* out, int64_t n, double eps,
 template <bool kCentred, class T>
 void norm_bwd_row(const T* g, const T* g_summed, const T* x, const T* weight,
                   typename Lanes<T>::S mean, typename Lanes<T>::S rstd, T* dx,
-                  typename Lanes<T>::S* dweight, typename Lanes<T>::S* dbias, int64_t n) {
+                  typename Lanes<T>::S* dweight, typename Lanes<T>::S* dbias, int64_t n,
+                  const std::array<const T*, 3>& ahead) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
     const T* none = nullptr;
     V c = splat<V>(kCentred ? mean : S(0)), k = splat<V>(rstd);
     S count = static_cast<S>(n);
-    V shift{};
+    V shift{}, mean_g{}, mean_gx{};
     if constexpr (kCentred) {
         shift = splat<V>(
             sum_row<T>(n, [&](int64_t i,
@@ -95,26 +99,19 @@ void norm_bwd_row(const T* g, const T* g_summed, const T* x, const T* weight,
             V scaled = affine(V(load(g + i, tail)), weight, none, i, tail);
             return std::array<V, 2>{scaled, scaled * normed(i, tail)};
         });
-        V mean_g = splat<V>(kCentred ? sum_g / count : S(0)), mean_gx = splat<V>(sum_gx / count);
-        for_lanes<T>(n, [&](int64_t i, auto tail) {
-            V d = (affine(V(load(g + i, tail)), weight, none, i, tail) - mean_g -
-                   normed(i, tail) * mean_gx) *
-                  k;
+        mean_g = splat<V>(kCentred ? sum_g / count : S(0)), mean_gx = splat<V>(sum_gx / count);
+    }
+    for_lanes<T>(n, [&](int64_t i, auto tail) {
+        for (const T* next : ahead) ask(next, i);
+        V grad = load(g + i, tail), hat = normed(i, tail);
+        if (dx) {
+            V d = (affine(grad, weight, none, i, tail) - mean_g - hat * mean_gx) * k;
             if (g_summed) d = d + load(g_summed + i, tail);
             store(dx + i, d, tail);
-        });
-    }
-    if (dweight) {
-        for_lanes<T>(n, [&](int64_t i, auto tail) {
-            V add = V(load(g + i, tail)) * normed(i, tail);
-            store(dweight + i, load(dweight + i, tail) + add, tail);
-        });
-    }
-    if (dbias) {
-        for_lanes<T>(n, [&](int64_t i, auto tail) {
-            store(dbias + i, load(dbias + i, tail) + load(g + i, tail), tail);
-        });
-    }
+        }
+        if (dweight) store(dweight + i, load(dweight + i, tail) + grad * hat, tail);
+        if (dbias) store(dbias + i, load(dbias + i, tail) + grad, tail);
+    });
 }
 
 template <bool kCentred>
@@ -138,10 +135,11 @@ void norm_bwd(const char* kernel, const Array& g, const Array& g_summed, const A
             if (weight_sums) std::fill_n(weight_sums, n_cols, S(0));
             if (bias_sums) std::fill_n(bias_sums, n_cols, S(0));
             for (int64_t r = block * rows; r < std::min(n_rows, (block + 1) * rows); r++)
-                norm_bwd_row<kCentred, T>(row<T>(g, r), row<T>(g_summed, r), row<T>(x, r),
-                                          weight.ptr<T>(), kCentred ? mean.ptr<S>()[r] : S(0),
-                                          rstd.ptr<S>()[r], row<T>(dx, r), weight_sums, bias_sums,
-                                          n_cols);
+                norm_bwd_row<kCentred, T>(
+                    row<T>(g, r), row<T>(g_summed, r), row<T>(x, r), weight.ptr<T>(),
+                    kCentred ? mean.ptr<S>()[r] : S(0), rstd.ptr<S>()[r], row<T>(dx, r),
+                    weight_sums, bias_sums, n_cols,
+                    {next_row<T>(g, r), next_row<T>(g_summed, r), next_row<T>(x, r)});
         });
         if (dweight) add_blocks(partial.get(), blocks, 2 * n_cols, n_cols, dweight.ptr<T>());
         if (dbias) add_blocks(partial.get() + n_cols, blocks, 2 * n_cols, n_cols, dbias.ptr<T>());
@@ -167,7 +165,7 @@ void layer_norm_fwd(const Array& x, const Array& residual, const Array& weight, 
             for (int64_t r = begin; r < end; r++)
                 layer_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(),
                                bias.ptr<T>(), row<T>(out, r), n_cols, eps, mean.ptr<S>()[r],
-                               rstd.ptr<S>()[r]);
+                               rstd.ptr<S>()[r], {next_row<T>(x, r), next_row<T>(residual, r)});
         });
     });
 }
@@ -194,7 +192,8 @@ void rms_norm_fwd(const Array& x, const Array& residual, const Array& weight, co
         parallel_chunks(x.shape[0], rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; r++)
                 rms_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(), row<T>(out, r),
-                             n_cols, eps, rstd.ptr<S>()[r]);
+                             n_cols, eps, rstd.ptr<S>()[r],
+                             {next_row<T>(x, r), next_row<T>(residual, r)});
         });
     });
 }

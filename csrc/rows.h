@@ -142,6 +142,18 @@ MG_INLINE T* row(const Array& x, int64_t r) {
     return x ? x.ptr<T>() + r * x.strides[0] : nullptr;
 }
 
+// The row after r, or null behind the last one. A kernel that makes several passes over a row asks
+// memory for the next one (`ask`) in the last of them, which works from the first cache: memory
+// would rest meanwhile.
+template <class T>
+MG_INLINE const T* next_row(const Array& x, int64_t r) {
+    return r + 1 < x.shape[0] ? row<T>(x, r + 1) : nullptr;
+}
+template <class T>
+MG_INLINE void ask(const T* next, int64_t i) {
+    if (next) __builtin_prefetch(next + i);
+}
+
 // ---- column sums of rows processed in blocks, added in order ----
 
 // Rows of a block: enough for a task, and at most kMaxBlocks blocks.
