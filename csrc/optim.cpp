@@ -80,17 +80,19 @@ std::vector<size_t> tasks_of(const std::vector<Chunk>& chunks) {
     return starts;
 }
 
-// update(i, tail, pointers...) for every lane of every tensor, pointers at the chunk's start.
-template <class Update, class... Lists>
-void for_tensors(const char* kernel, const Update& update, List params, const Lists&... lists) {
+// make(zero) gives, for a lane type V, update(i, tail, pointers...), which is called for every lane
+// of every tensor. It is made once a chunk and holds what it needs by value: the compiler would
+// read anything else again after every store.
+template <class Make, class... Lists>
+void for_tensors(const char* kernel, const Make& make, List params, const Lists&... lists) {
     std::vector<Chunk> chunks = chunks_of(kernel, params);
     std::vector<size_t> starts = tasks_of(chunks);
     auto run = [&](Chunk c, auto type) {
         using T = decltype(type);
-        for_lanes<T>(c.end - c.begin, [&](int64_t i, auto tail) {
-            update(c.begin + i, tail, params[c.tensor].ptr<T>(),
-                   lists[c.tensor].template ptr<T>()...);
-        });
+        const auto update = make(typename Lanes<T>::V{});
+        [&](auto*... at) {
+            for_lanes<T>(c.end - c.begin, [&](int64_t i, auto tail) { update(i, tail, at...); });
+        }(params[c.tensor].ptr<T>() + c.begin, lists[c.tensor].template ptr<T>() + c.begin...);
     };
     parallel_for(static_cast<int64_t>(starts.size()) - 1, [&](int64_t task) {
         auto t = static_cast<size_t>(task);
@@ -109,18 +111,33 @@ void check_float(const char* kernel, List params) {
             unsupported(kernel, p.dtype, "float32 and float64");
 }
 
-// The gradient, scaled, with the decay added where it belongs to it.
-template <class V, class T, class Tail>
-MG_INLINE V gradient(const double* h, int64_t i, Tail tail, const T* p, const T* g) {
-    V v = load(g + i, tail) * splat<V>(h[kScale]);
-    return h[kApart] != 0 ? v : fma(splat<V>(h[kDecay]), V(load(p + i, tail)), v);
-}
-// The parameter, shrunk where the decay stands apart.
-template <class V, class T, class Tail>
-MG_INLINE V shrunk(const double* h, int64_t i, Tail tail, const T* p) {
-    V v = load(p + i, tail);
-    return h[kApart] != 0 ? v * splat<V>(1 - h[kRate] * h[kDecay]) : v;
-}
+// What every update starts from.
+template <class V>
+struct Common {
+    explicit Common(const double* h)
+        : scale(splat<V>(h[kScale])),
+          decay(splat<V>(h[kDecay])),
+          kept(splat<V>(1 - h[kRate] * h[kDecay])),
+          eps(splat<V>(h[kEps])),
+          minus_rate(splat<V>(-h[kRate])),
+          apart(h[kApart] != 0) {}
+
+    // The gradient, scaled, with the decay added where it belongs to it.
+    template <class T, class Tail>
+    MG_INLINE V gradient(const T* p, const T* g, Tail tail) const {
+        V v = load(g, tail) * scale;
+        return apart ? v : fma(decay, V(load(p, tail)), v);
+    }
+    // The parameter, shrunk where the decay stands apart.
+    template <class T, class Tail>
+    MG_INLINE V shrunk(const T* p, Tail tail) const {
+        V v = load(p, tail);
+        return apart ? v * kept : v;
+    }
+
+    V scale, decay, kept, eps, minus_rate;
+    bool apart;
+};
 
 }  // namespace
 
@@ -182,28 +199,29 @@ void sgd(List params, List grads, List momenta, const Array& hyper) {
     const double* h = hyper.ptr<double>();
     check_lists("sgd", params, {&grads}, hyper);
     if (momenta.empty()) {
-        for_tensors(
-            "sgd",
-            [&](int64_t i, auto tail, auto* p, auto* g) {
-                using V = decltype(load(p));
-                V d = gradient<V>(h, i, tail, p, g);
-                store(p + i, fma(splat<V>(-h[kRate]), d, shrunk<V>(h, i, tail, p)), tail);
-            },
-            params, grads);
-        return;
+        auto make = [h](auto zero) {
+            using V = decltype(zero);
+            return [c = Common<V>(h)](int64_t i, auto tail, auto* p, auto* g) {
+                V d = c.gradient(p + i, g + i, tail);
+                store(p + i, fma(c.minus_rate, d, c.shrunk(p + i, tail)), tail);
+            };
+        };
+        return for_tensors("sgd", make, params, grads);
     }
     check_lists("sgd", params, {&momenta}, hyper);
-    for_tensors(
-        "sgd",
-        [&](int64_t i, auto tail, auto* p, auto* g, auto* m) {
-            using V = decltype(load(p));
-            V d = gradient<V>(h, i, tail, p, g);
-            V v = load(m + i, tail) * splat<V>(h[kBeta1]) + d * splat<V>(1 - h[kDampening]);
+    auto make = [h](auto zero) {
+        using V = decltype(zero);
+        V momentum = splat<V>(h[kBeta1]), undamped = splat<V>(1 - h[kDampening]);
+        bool nesterov = h[kNesterov] != 0;
+        return [=, c = Common<V>(h)](int64_t i, auto tail, auto* p, auto* g, auto* m) {
+            V d = c.gradient(p + i, g + i, tail);
+            V v = load(m + i, tail) * momentum + d * undamped;
             store(m + i, v, tail);
-            V step = h[kNesterov] != 0 ? fma(splat<V>(h[kBeta1]), v, d) : v;
-            store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
-        },
-        params, grads, momenta);
+            V step = nesterov ? fma(momentum, v, d) : v;
+            store(p + i, fma(c.minus_rate, step, c.shrunk(p + i, tail)), tail);
+        };
+    };
+    for_tensors("sgd", make, params, grads, momenta);
 }
 
 // Adam (Kingma and Ba 2014), AdamW (Loshchilov and Hutter 2017) and Nadam (Dozat 2016).
@@ -211,22 +229,23 @@ void adam(List params, List grads, List means, List squares, const Array& hyper)
     check_float("adam", params);
     check_lists("adam", params, {&grads, &means, &squares}, hyper);
     const double* h = hyper.ptr<double>();
-    double root = 1 / std::sqrt(h[kCorrect2]);
-    for_tensors(
-        "adam",
-        [&](int64_t i, auto tail, auto* p, auto* g, auto* m, auto* s) {
-            using V = decltype(load(p));
-            V d = gradient<V>(h, i, tail, p, g);
-            V mean = fma(splat<V>(h[kBeta1]), V(load(m + i, tail)), d * splat<V>(1 - h[kBeta1]));
-            V square =
-                fma(splat<V>(h[kBeta2]), V(load(s + i, tail)), d * d * splat<V>(1 - h[kBeta2]));
+    auto make = [h](auto zero) {
+        using V = decltype(zero);
+        V beta1 = splat<V>(h[kBeta1]), rest1 = splat<V>(1 - h[kBeta1]);
+        V beta2 = splat<V>(h[kBeta2]), rest2 = splat<V>(1 - h[kBeta2]);
+        V rate = splat<V>(h[kRate] / h[kCorrect1]), own = splat<V>(h[kOwn]);
+        V root = splat<V>(1 / std::sqrt(h[kCorrect2]));
+        return [=, c = Common<V>(h)](int64_t i, auto tail, auto* p, auto* g, auto* m, auto* s) {
+            V d = c.gradient(p + i, g + i, tail);
+            V mean = fma(beta1, V(load(m + i, tail)), d * rest1);
+            V square = fma(beta2, V(load(s + i, tail)), d * d * rest2);
             store(m + i, mean, tail);
             store(s + i, square, tail);
-            V step = fma(splat<V>(h[kOwn]), d, mean * splat<V>(h[kRate] / h[kCorrect1]));
-            V size = fma(sqrt(square), splat<V>(root), splat<V>(h[kEps]));
-            store(p + i, shrunk<V>(h, i, tail, p) - step / size, tail);
-        },
-        params, grads, means, squares);
+            V step = fma(own, d, mean * rate), size = fma(sqrt(square), root, c.eps);
+            store(p + i, c.shrunk(p + i, tail) - step / size, tail);
+        };
+    };
+    for_tensors("adam", make, params, grads, means, squares);
 }
 
 // RMSprop (Tieleman and Hinton 2012); momenta is empty without momentum.
@@ -234,34 +253,38 @@ void rmsprop(List params, List grads, List squares, List momenta, const Array& h
     check_float("rmsprop", params);
     check_lists("rmsprop", params, {&grads, &squares}, hyper);
     const double* h = hyper.ptr<double>();
-    auto scaled = [h](int64_t i, auto tail, auto* p, auto* g, auto* s) {
-        using V = decltype(load(p));
-        V d = gradient<V>(h, i, tail, p, g);
-        V square = fma(splat<V>(h[kBeta2]), V(load(s + i, tail)), d * d * splat<V>(1 - h[kBeta2]));
-        store(s + i, square, tail);
-        return d / (sqrt(square) + splat<V>(h[kEps]));
+    auto make_scaled = [h](auto zero) {
+        using V = decltype(zero);
+        V beta2 = splat<V>(h[kBeta2]), rest2 = splat<V>(1 - h[kBeta2]);
+        return [=, c = Common<V>(h)](int64_t i, auto tail, auto* p, auto* g, auto* s) {
+            V d = c.gradient(p + i, g + i, tail);
+            V square = fma(beta2, V(load(s + i, tail)), d * d * rest2);
+            store(s + i, square, tail);
+            return d / (sqrt(square) + c.eps);
+        };
     };
     if (momenta.empty()) {
-        for_tensors(
-            "rmsprop",
-            [&](int64_t i, auto tail, auto* p, auto* g, auto* s) {
-                using V = decltype(load(p));
+        auto make = [h, make_scaled](auto zero) {
+            using V = decltype(zero);
+            return [c = Common<V>(h), scaled = make_scaled(zero)](int64_t i, auto tail, auto* p,
+                                                                  auto* g, auto* s) {
                 V step = scaled(i, tail, p, g, s);
-                store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
-            },
-            params, grads, squares);
-        return;
+                store(p + i, fma(c.minus_rate, step, c.shrunk(p + i, tail)), tail);
+            };
+        };
+        return for_tensors("rmsprop", make, params, grads, squares);
     }
     check_lists("rmsprop", params, {&momenta}, hyper);
-    for_tensors(
-        "rmsprop",
-        [&](int64_t i, auto tail, auto* p, auto* g, auto* s, auto* m) {
-            using V = decltype(load(p));
-            V v = fma(splat<V>(h[kBeta1]), V(load(m + i, tail)), scaled(i, tail, p, g, s));
+    auto make = [h, make_scaled](auto zero) {
+        using V = decltype(zero);
+        return [c = Common<V>(h), momentum = splat<V>(h[kBeta1]), scaled = make_scaled(zero)](
+                   int64_t i, auto tail, auto* p, auto* g, auto* s, auto* m) {
+            V v = fma(momentum, V(load(m + i, tail)), scaled(i, tail, p, g, s));
             store(m + i, v, tail);
-            store(p + i, fma(splat<V>(-h[kRate]), v, shrunk<V>(h, i, tail, p)), tail);
-        },
-        params, grads, squares, momenta);
+            store(p + i, fma(c.minus_rate, v, c.shrunk(p + i, tail)), tail);
+        };
+    };
+    for_tensors("rmsprop", make, params, grads, squares, momenta);
 }
 
 // Adagrad (Duchi et al. 2011).
@@ -269,17 +292,17 @@ void adagrad(List params, List grads, List sums, const Array& hyper) {
     check_float("adagrad", params);
     check_lists("adagrad", params, {&grads, &sums}, hyper);
     const double* h = hyper.ptr<double>();
-    for_tensors(
-        "adagrad",
-        [&](int64_t i, auto tail, auto* p, auto* g, auto* s) {
-            using V = decltype(load(p));
-            V d = gradient<V>(h, i, tail, p, g);
+    auto make = [h](auto zero) {
+        using V = decltype(zero);
+        return [c = Common<V>(h)](int64_t i, auto tail, auto* p, auto* g, auto* s) {
+            V d = c.gradient(p + i, g + i, tail);
             V sum = fma(d, d, V(load(s + i, tail)));
             store(s + i, sum, tail);
-            V step = d / (sqrt(sum) + splat<V>(h[kEps]));
-            store(p + i, fma(splat<V>(-h[kRate]), step, shrunk<V>(h, i, tail, p)), tail);
-        },
-        params, grads, sums);
+            V step = d / (sqrt(sum) + c.eps);
+            store(p + i, fma(c.minus_rate, step, c.shrunk(p + i, tail)), tail);
+        };
+    };
+    for_tensors("adagrad", make, params, grads, sums);
 }
 
 }  // namespace mg
