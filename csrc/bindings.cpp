@@ -89,10 +89,10 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(sum_squares, (List arrays, A out));
     KERNEL(clip_factor, (A squares, A out, double max_norm));
     KERNEL(scale, (List arrays, A factor));
-    KERNEL(sgd, (List params, List grads, List momenta, A hyper));
-    KERNEL(adam, (List params, List grads, List means, List squares, A hyper));
-    KERNEL(rmsprop, (List params, List grads, List squares, List momenta, A hyper));
-    KERNEL(adagrad, (List params, List grads, List sums, A hyper));
+    KERNEL(sgd, (List params, List grads, List momenta, List packed, A hyper));
+    KERNEL(adam, (List params, List grads, List means, List squares, List packed, A hyper));
+    KERNEL(rmsprop, (List params, List grads, List squares, List momenta, List packed, A hyper));
+    KERNEL(adagrad, (List params, List grads, List sums, List packed, A hyper));
     return kernels;
 }
 
