@@ -59,8 +59,8 @@ static std::vector<Kernel> list_kernels() {
            (A g, A g_summed, A x, A weight, A mean, A rstd, A dx, A dweight, A dbias));
     KERNEL(rms_norm_fwd, (A x, A residual, A weight, A out, A summed, A rstd, double eps));
     KERNEL(rms_norm_bwd, (A g, A g_summed, A x, A weight, A rstd, A dx, A dweight));
-    KERNEL(bias_gelu_fwd, (A x, A bias, A out, bool tanh_form));
-    KERNEL(bias_gelu_bwd, (A g, A x, A bias, A dx, A dbias, bool tanh_form));
+    KERNEL(bias_gelu_fwd, (A x, A bias, A out, A slope, bool tanh_form));
+    KERNEL(bias_gelu_bwd, (A g, A slope, A dx, A dbias));
     KERNEL(attention_fwd, (A q, A k, A v, A mask, A bias, A out, A lse, double scale, bool causal,
                            int64_t window, double dropout_p, A rng));
     KERNEL(attention_bwd, (A g, A q, A k, A v, A mask, A bias, A out, A lse, A dq, A dk, A dv,

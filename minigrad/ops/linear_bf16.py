@@ -95,7 +95,7 @@ def _layout(array: np.ndarray) -> str:
     return f"bf16 {array.__array_interface__['data'][0]} {array.shape} {array.strides}"
 
 
-def _packed_weight(weight: Tensor) -> np.ndarray:
+def packed_weight(weight: Tensor) -> np.ndarray:
     """weightᵀ as panels: the copy that its storage keeps, made anew where the version differs."""
     array, storage = weight._array, weight.storage
     layout = _layout(array)
@@ -149,22 +149,36 @@ class LinearBf16(Function):
         kept: Tensor | None = None,
     ) -> np.ndarray:
         ctx.save_inputs(0, 1, 2)
-        out = empty((x.shape[0], weight.shape[0]), dtype)
-        packed = _pack(weight.T) if kept is None else _packed_weight(kept)
-        launch("matmul_packed", x, packed, bias, out)
-        return out
+        packed = _pack(weight.T) if kept is None else packed_weight(kept)
+        return packed_product(x, packed, bias, weight.shape[0], dtype)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        need_x, need_weight, need_bias = ctx.needs_input_grad
         x, weight, bias = ctx.saved
-        dx = dweight = dbias = None
-        if need_x:
-            across = swapaxes(weight, 0, 1)
-            dx = LinearBf16.apply(g, across, None, dtype=x.dtype, kept=across)
-        if need_weight:
-            rows = swapaxes(g, 0, 1), swapaxes(x, 0, 1)
-            dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype)
-        if need_bias:
-            dbias = Sum.apply(g, axes=(0,), keepdims=False, dtype=bias.dtype)
-        return dx, dweight, dbias
+        dx, dweight = bf16_gradients(ctx.needs_input_grad, g, x, weight)
+        if not ctx.needs_input_grad[2]:
+            return dx, dweight, None
+        return dx, dweight, Sum.apply(g, axes=(0,), keepdims=False, dtype=bias.dtype)
+
+
+def packed_product(
+    x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, n: int, dtype: np.dtype
+) -> np.ndarray:
+    """x (M, K) @ the (K, n) that `packed` holds [+ bias], in `dtype`."""
+    out = empty((x.shape[0], n), dtype)
+    launch("matmul_packed", x, packed, bias, out)
+    return out
+
+
+def bf16_gradients(
+    needs: tuple[bool, ...], g: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of x and weight, where needed, from that of x weightᵀ."""
+    dx = dweight = None
+    if needs[0]:
+        across = swapaxes(weight, 0, 1)
+        dx = LinearBf16.apply(g, across, None, dtype=x.dtype, kept=across)
+    if needs[1]:
+        rows = swapaxes(g, 0, 1), swapaxes(x, 0, 1)
+        dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype)
+    return dx, dweight
