@@ -59,8 +59,8 @@ static std::vector<Kernel> list_kernels() {
            (A g, A g_summed, A x, A weight, A mean, A rstd, A dx, A dweight, A dbias));
     KERNEL(rms_norm_fwd, (A x, A residual, A weight, A out, A summed, A rstd, double eps));
     KERNEL(rms_norm_bwd, (A g, A g_summed, A x, A weight, A rstd, A dx, A dweight));
-    KERNEL(bias_gelu_fwd, (A x, A bias, A out, bool tanh_form));
-    KERNEL(bias_gelu_bwd, (A g, A x, A bias, A dx, A dbias, bool tanh_form));
+    KERNEL(bias_gelu_fwd, (A x, A bias, A out, A slope, bool tanh_form));
+    KERNEL(bias_gelu_bwd, (A g, A slope, A dx, A dbias));
     KERNEL(attention_fwd, (A q, A k, A v, A mask, A bias, A out, A lse, double scale, bool causal,
                            int64_t window, double dropout_p, A rng));
     KERNEL(attention_bwd, (A g, A q, A k, A v, A mask, A bias, A out, A lse, A dq, A dk, A dv,
@@ -89,10 +89,10 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(sum_squares, (List arrays, A out));
     KERNEL(clip_factor, (A squares, A out, double max_norm));
     KERNEL(scale, (List arrays, A factor));
-    KERNEL(sgd, (List params, List grads, List momenta, A hyper));
-    KERNEL(adam, (List params, List grads, List means, List squares, A hyper));
-    KERNEL(rmsprop, (List params, List grads, List squares, List momenta, A hyper));
-    KERNEL(adagrad, (List params, List grads, List sums, A hyper));
+    KERNEL(sgd, (List params, List grads, List momenta, List packed, A hyper));
+    KERNEL(adam, (List params, List grads, List means, List squares, List packed, A hyper));
+    KERNEL(rmsprop, (List params, List grads, List squares, List momenta, List packed, A hyper));
+    KERNEL(adagrad, (List params, List grads, List sums, List packed, A hyper));
     return kernels;
 }
 

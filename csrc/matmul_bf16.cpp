@@ -15,6 +15,8 @@ constexpr int64_t kPackedLines = 32;  // lines that are transposed together
 
 MG_INLINE uint32_t bits_of(float x) { return to_bf16(x).bits; }
 MG_INLINE uint32_t bits_of(bf16 x) { return x.bits; }
+MG_INLINE vu vector_bits(const float* x) { return bf16_bits(load(x)); }
+MG_INLINE vu vector_bits(const bf16* x) { return (vu)load(x) >> 16; }
 
 // n elements of x, `step` apart, as bfloat16.
 template <class T>
@@ -28,7 +30,13 @@ void line(const T* x, int64_t step, int64_t n, bf16* out) {
 // Pairs (x0[i], x1[i]); x1 may be null, for zeros.
 template <class T>
 void interleave(const T* x0, const T* x1, int64_t n, bf16* out) {
-    for (int64_t i = 0; i < n; i++) {
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        vu pairs = vector_bits(x0 + i);
+        if (x1) pairs |= vector_bits(x1 + i) << 16;
+        std::memcpy(out + 2 * i, &pairs, sizeof(pairs));
+    }
+    for (; i < n; i++) {
         uint32_t pair = bits_of(x0[i]) | (x1 ? bits_of(x1[i]) << 16 : 0);
         std::memcpy(out + 2 * i, &pair, 4);
     }
@@ -137,19 +145,24 @@ void write_rows(const Bf16Product& p, const float* c, int64_t c_row, int64_t i0,
 
 }  // namespace
 
+void pack_block_bf16(const Matrix& b, int64_t k, int64_t n, int64_t k0, int64_t kc, int64_t j0,
+                     bf16* packed) {
+    Matrix from = b.at(k0, j0);
+    for_operand(b.dtype, [&](auto type) {
+        using T = decltype(type);
+        pack_block(reinterpret_cast<const T*>(from.p), b.row, b.col,
+                   std::min(kPanelColumns, n - j0), kc,
+                   packed + j0 * whole_k(k) + k0 * kPanelColumns);
+    });
+}
+
 void pack_panels_bf16(const Matrix& b, int64_t k, int64_t n, bf16* packed) {
     int64_t panels = whole_panels(n), blocks = (k + kKC - 1) / kKC;
     parallel_chunks(panels * blocks, kTaskElements / (kKC * kPanelColumns),
                     [&](int64_t t0, int64_t t1) {
                         for (int64_t t = t0; t < t1; t++) {
                             int64_t j = t / blocks * kPanelColumns, k0 = t % blocks * kKC;
-                            Matrix from = b.at(k0, j);
-                            for_operand(b.dtype, [&](auto type) {
-                                using T = decltype(type);
-                                pack_block(reinterpret_cast<const T*>(from.p), b.row, b.col,
-                                           std::min(kPanelColumns, n - j), std::min(kKC, k - k0),
-                                           packed + j * whole_k(k) + k0 * kPanelColumns);
-                            });
+                            pack_block_bf16(b, k, n, k0, std::min(kKC, k - k0), j, packed);
                         }
                     });
 }

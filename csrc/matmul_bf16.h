@@ -29,6 +29,10 @@ struct Bf16Product {
 
 // b (k, n), float32 or bfloat16, into `packed`, of whole_panels(n) * whole_k(k) * 32.
 void pack_panels_bf16(const Matrix& b, int64_t k, int64_t n, bf16* packed);
+// The part of it that rows [k0, k0 + kc) and the panel of columns from j0 on make; kc is at most
+// kKC, and a multiple of kTileK but at b's end.
+void pack_block_bf16(const Matrix& b, int64_t k, int64_t n, int64_t k0, int64_t kc, int64_t j0,
+                     bf16* packed);
 void product_bf16(const Bf16Product& p);
 
 }  // namespace mg

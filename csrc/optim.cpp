@@ -2,15 +2,17 @@
 // and scaling. Parameters, gradients and moments are contiguous float32 (or float64) arrays of
 // equal sizes, list by list.
 //
+// `packed` is empty, or has two entries a parameter: the bfloat16 panels (matmul_bf16.h) of its
+// transpose and of itself, None where there is no copy. They are rewritten from the new values
+// while those are in cache.
+//
 // hyper is a float64 array read when the kernel runs, so that a recorded step can be replayed with
 // new values:
 //   [0] learning rate   [1] weight decay   [2] 1: decay apart from the gradient (AdamW); 0: added
 //   to it [3] gradient scale (clipping)   [4] eps   [5] momentum, or β1   [6] β2, or the decay of
 //   squares (RMSprop) [7] bias correction of the first moment   [8] of the second   [9] 1: Nesterov
 //   [10] dampening [11] Nadam: what the gradient itself contributes to the step (0 elsewhere)
-#include <vector>
-
-#include "rows.h"
+#include "tensor_lists.h"
 
 namespace mg {
 namespace {
@@ -31,26 +33,6 @@ enum Hyper {
     kHypers
 };
 
-constexpr int64_t kChunk = 16384;  // elements a task updates
-
-using List = const std::vector<Array>&;
-
-struct Chunk {
-    size_t tensor;
-    int64_t begin, end;
-};
-
-std::vector<Chunk> chunks_of(const char* kernel, List arrays) {
-    std::vector<Chunk> out;
-    for (size_t t = 0; t < arrays.size(); t++) {
-        if (!arrays[t].contiguous())
-            throw std::invalid_argument(std::string(kernel) + ": expected contiguous arrays");
-        int64_t n = arrays[t].size();
-        for (int64_t i = 0; i < n; i += kChunk) out.push_back({t, i, std::min(n, i + kChunk)});
-    }
-    return out;
-}
-
 void check_lists(const char* kernel, List params,
                  std::initializer_list<const std::vector<Array>*> lists, const Array& hyper) {
     if (hyper.dtype != DType::f64 || hyper.ndim != 1 || hyper.shape[0] != kHypers)
@@ -64,45 +46,6 @@ void check_lists(const char* kernel, List params,
                 throw std::invalid_argument(std::string(kernel) +
                                             ": a gradient or moment does not match its parameter");
     }
-}
-
-// Where each task begins in the list of chunks, and its end: small tensors share one.
-std::vector<size_t> tasks_of(const std::vector<Chunk>& chunks) {
-    std::vector<size_t> starts{0};
-    int64_t elements = 0;
-    for (size_t i = 0; i < chunks.size(); i++) {
-        elements += chunks[i].end - chunks[i].begin;
-        if (elements >= kChunk || i + 1 == chunks.size()) {
-            starts.push_back(i + 1);
-            elements = 0;
-        }
-    }
-    return starts;
-}
-
-// make(zero) gives, for a lane type V, update(i, tail, pointers...), which is called for every lane
-// of every tensor. It is made once a chunk and holds what it needs by value: the compiler would
-// read anything else again after every store.
-template <class Make, class... Lists>
-void for_tensors(const char* kernel, const Make& make, List params, const Lists&... lists) {
-    std::vector<Chunk> chunks = chunks_of(kernel, params);
-    std::vector<size_t> starts = tasks_of(chunks);
-    auto run = [&](Chunk c, auto type) {
-        using T = decltype(type);
-        const auto update = make(typename Lanes<T>::V{});
-        [&](auto*... at) {
-            for_lanes<T>(c.end - c.begin, [&](int64_t i, auto tail) { update(i, tail, at...); });
-        }(params[c.tensor].ptr<T>() + c.begin, lists[c.tensor].template ptr<T>() + c.begin...);
-    };
-    parallel_for(static_cast<int64_t>(starts.size()) - 1, [&](int64_t task) {
-        auto t = static_cast<size_t>(task);
-        for (size_t i = starts[t]; i < starts[t + 1]; i++) {
-            if (params[chunks[i].tensor].dtype == DType::f32)
-                run(chunks[i], float{});
-            else  // others were refused by check_float
-                run(chunks[i], double{});
-        }
-    });
 }
 
 void check_float(const char* kernel, List params) {
@@ -151,7 +94,7 @@ void sum_squares(List arrays, const Array& out) {
         auto run = [&](auto type) {
             using T = decltype(type);
             const T* x = arrays[c.tensor].ptr<T>() + c.begin;
-            partial[task] = sum_row<T>(c.end - c.begin, [&](int64_t i, auto tail) {
+            partial[task] = sum_row<T>(c.n, [&](int64_t i, auto tail) {
                 auto v = load(x + i, tail);
                 return v * v;
             });
@@ -178,7 +121,7 @@ void scale(List arrays, const Array& factor) {
             using T = decltype(type);
             auto k = splat<typename Lanes<T>::V>(by);
             T* x = arrays[c.tensor].ptr<T>() + c.begin;
-            for_lanes<T>(c.end - c.begin,
+            for_lanes<T>(c.n,
                          [&](int64_t i, auto tail) { store(x + i, load(x + i, tail) * k, tail); });
         });
     });
@@ -194,7 +137,7 @@ void clip_factor(const Array& squares, const Array& out, double max_norm) {
 }
 
 // Stochastic gradient descent; momenta is empty without momentum.
-void sgd(List params, List grads, List momenta, const Array& hyper) {
+void sgd(List params, List grads, List momenta, List packed, const Array& hyper) {
     check_float("sgd", params);
     const double* h = hyper.ptr<double>();
     check_lists("sgd", params, {&grads}, hyper);
@@ -206,7 +149,7 @@ void sgd(List params, List grads, List momenta, const Array& hyper) {
                 store(p + i, fma(c.minus_rate, d, c.shrunk(p + i, tail)), tail);
             };
         };
-        return for_tensors("sgd", make, params, grads);
+        return for_tensors("sgd", make, packed, params, grads);
     }
     check_lists("sgd", params, {&momenta}, hyper);
     auto make = [h](auto zero) {
@@ -221,11 +164,11 @@ void sgd(List params, List grads, List momenta, const Array& hyper) {
             store(p + i, fma(c.minus_rate, step, c.shrunk(p + i, tail)), tail);
         };
     };
-    for_tensors("sgd", make, params, grads, momenta);
+    for_tensors("sgd", make, packed, params, grads, momenta);
 }
 
 // Adam (Kingma and Ba 2014), AdamW (Loshchilov and Hutter 2017) and Nadam (Dozat 2016).
-void adam(List params, List grads, List means, List squares, const Array& hyper) {
+void adam(List params, List grads, List means, List squares, List packed, const Array& hyper) {
     check_float("adam", params);
     check_lists("adam", params, {&grads, &means, &squares}, hyper);
     const double* h = hyper.ptr<double>();
@@ -245,11 +188,11 @@ void adam(List params, List grads, List means, List squares, const Array& hyper)
             store(p + i, c.shrunk(p + i, tail) - step / size, tail);
         };
     };
-    for_tensors("adam", make, params, grads, means, squares);
+    for_tensors("adam", make, packed, params, grads, means, squares);
 }
 
 // RMSprop (Tieleman and Hinton 2012); momenta is empty without momentum.
-void rmsprop(List params, List grads, List squares, List momenta, const Array& hyper) {
+void rmsprop(List params, List grads, List squares, List momenta, List packed, const Array& hyper) {
     check_float("rmsprop", params);
     check_lists("rmsprop", params, {&grads, &squares}, hyper);
     const double* h = hyper.ptr<double>();
@@ -272,7 +215,7 @@ void rmsprop(List params, List grads, List squares, List momenta, const Array& h
                 store(p + i, fma(c.minus_rate, step, c.shrunk(p + i, tail)), tail);
             };
         };
-        return for_tensors("rmsprop", make, params, grads, squares);
+        return for_tensors("rmsprop", make, packed, params, grads, squares);
     }
     check_lists("rmsprop", params, {&momenta}, hyper);
     auto make = [h, make_scaled](auto zero) {
@@ -284,11 +227,11 @@ void rmsprop(List params, List grads, List squares, List momenta, const Array& h
             store(p + i, fma(c.minus_rate, v, c.shrunk(p + i, tail)), tail);
         };
     };
-    for_tensors("rmsprop", make, params, grads, squares, momenta);
+    for_tensors("rmsprop", make, packed, params, grads, squares, momenta);
 }
 
 // Adagrad (Duchi et al. 2011).
-void adagrad(List params, List grads, List sums, const Array& hyper) {
+void adagrad(List params, List grads, List sums, List packed, const Array& hyper) {
     check_float("adagrad", params);
     check_lists("adagrad", params, {&grads, &sums}, hyper);
     const double* h = hyper.ptr<double>();
@@ -302,7 +245,7 @@ void adagrad(List params, List grads, List sums, const Array& hyper) {
             store(p + i, fma(c.minus_rate, step, c.shrunk(p + i, tail)), tail);
         };
     };
-    for_tensors("adagrad", make, params, grads, sums);
+    for_tensors("adagrad", make, packed, params, grads, sums);
 }
 
 }  // namespace mg

@@ -220,12 +220,17 @@ MG_INLINE vf load(const bf16* p) {
 #endif
 }
 
-MG_INLINE void store(bf16* p, vf v) {
-#if defined(MG_AVX512) || defined(MG_AVX2)
+// Every lane rounded to bfloat16, whose bits are the lower half.
+MG_INLINE vu bf16_bits(vf v) {
     vu bits = (vu)v;
     vu rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     vu nan = (bits >> 16) | 0x40;
-    vu out = (vi)(v != v) ? nan : rounded;
+    return (vi)(v != v) ? nan : rounded;
+}
+
+MG_INLINE void store(bf16* p, vf v) {
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    vu out = bf16_bits(v);
 #if defined(MG_AVX512)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)out));
 #else

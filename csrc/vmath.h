@@ -162,18 +162,39 @@ MG_INLINE double sigmoid(double x) {
     return (x < 0 ? e : 1.0) / (1.0 + e);
 }
 
-// x sigmoid(v), accurate wherever the product is normal, also where sigmoid(v) alone is not.
-MG_INLINE vf times_sigmoid(vf x, vf v) {
+// A function's value and its derivative, which share their exponential. Of what is not used nothing
+// is left after inlining.
+template <class V>
+struct WithSlope {
+    V value, slope;
+};
+
+// x sigmoid(v), accurate wherever the product is normal, also where sigmoid(v) alone is not; with
+// sigmoid(v) and sigmoid(-v).
+template <class V>
+struct TimesSigmoid {
+    V product, sigmoid, complement;
+};
+MG_INLINE TimesSigmoid<vf> times_sigmoid(vf x, vf v) {
     Reduced s = reduce_ln2(at_least(-abs(v), -104.0f));
     vf y = expm1_reduced(s.r) + broadcast(1.0f);
     vi n = s.n(), half = n >> 1;
     vf first = power_of_two(half), second = power_of_two(n - half);
-    return select(v < vf{}, x * y * first * second, x) / (broadcast(1.0f) + y * first * second);
+    vf e = y * first * second, whole = broadcast(1.0f) + e;
+    vf large = broadcast(1.0f) / whole, small = e * large;
+    vi below = v < vf{};
+    return {select(below, x * y * first * second, x) / whole, select(below, small, large),
+            select(below, large, small)};
+}
+MG_INLINE TimesSigmoid<double> times_sigmoid(double x, double v) {
+    double e = std::exp(-std::fabs(v)), large = 1 / (1 + e), small = e * large;
+    return v < 0 ? TimesSigmoid<double>{x * small, small, large}
+                 : TimesSigmoid<double>{x * large, large, small};
 }
 // Within 4 ULP; 0 at -infinity.
 MG_INLINE vf silu(vf x) {
     vf near = select(x < broadcast(-104.0f), broadcast(-104.0f), x);
-    return times_sigmoid(near, near);
+    return times_sigmoid(near, near).product;
 }
 MG_INLINE double silu(double x) {
     double near = x < -800.0 ? -800.0 : x;
@@ -218,30 +239,31 @@ MG_INLINE vf normal_tail(vf z) {
 // Beyond, x Φ(x) and its derivative are below the least normal number on the negative side.
 constexpr float kNormalEnd = 13.2f;
 
-// x Φ(x) within 4 ULP from -1 on, 7 in the negative tail (where x Φ(x) is normal).
-MG_INLINE vf gelu(vf x) {
+// x Φ(x) within 4 ULP from -1 on, 7 in the negative tail (where x Φ(x) is normal); and its
+// derivative Φ(x) + x φ(x).
+MG_INLINE WithSlope<vf> gelu_with_slope(vf x) {
     // max(x, 0) - |x| Φ(-|x|); at the limit the latter is denormal, so it is flushed to 0.
-    vf z = at_most(abs(x), kNormalEnd);
-    return positive_part(x) - (z * exp_half_square(z)) * normal_tail(z);
+    vf z = at_most(abs(x), kNormalEnd), power = exp_half_square(z), ratio = normal_tail(z);
+    vf value = positive_part(x) - (z * power) * ratio;
+    vf e = select(z == broadcast(kNormalEnd), vf{}, power), tail = e * ratio;
+    vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
+    vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd);
+    vf slope = fma(near, e * broadcast(0.398942280f), cdf);
+    return {value, select(x != x, x, slope)};
 }
+MG_INLINE vf gelu(vf x) { return gelu_with_slope(x).value; }
+MG_INLINE vf gelu_grad(vf x) { return gelu_with_slope(x).slope; }
 MG_INLINE double gelu(double x) {
     if (x == -std::numeric_limits<double>::infinity()) return 0.0;
     return 0.5 * x * std::erfc(-x * 0.70710678118654752);
 }
 
-// d (x Φ(x)) / dx = Φ(x) + x φ(x).
-MG_INLINE vf gelu_grad(vf x) {
-    vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd), z = abs(near);
-    vf e = select(z == broadcast(kNormalEnd), vf{}, exp_half_square(z)), tail = e * normal_tail(z);
-    vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
-    vf y = fma(near, e * broadcast(0.398942280f), cdf);
-    return select(x != x, x, y);
-}
 MG_INLINE double gelu_grad(double x) {
     double limited = std::fmax(std::fmin(x, 40.0), -40.0);
     return 0.5 * std::erfc(-x * 0.70710678118654752) +
            limited * 0.39894228040143268 * std::exp(-0.5 * limited * limited) + (x - x);
 }
+MG_INLINE WithSlope<double> gelu_with_slope(double x) { return {gelu(x), gelu_grad(x)}; }
 
 // Within 3 ULP.
 MG_INLINE vf erf(vf x) {
@@ -262,22 +284,26 @@ MG_INLINE V gelu_tanh_argument(V x) {
     constexpr double k = 1.5957691216057308;
     return x * fma(x * x, splat<V>(k * 0.044715), splat<V>(k));
 }
-// Within 4 ULP from -1 on; in the negative tail the rounding of v counts: 4 + 3 |v| ULP.
-MG_INLINE vf gelu_tanh(vf x) {
-    vf limited = at_most(at_least(x, -20.0f), 20.0f);  // beyond, x³ only overflows
-    return times_sigmoid(select(x < vf{}, limited, x), gelu_tanh_argument(limited));
+// Beyond, x³ only overflows; NaN becomes a limit.
+MG_INLINE vf gelu_tanh_limited(vf x) { return at_most(at_least(x, -20.0f), 20.0f); }
+MG_INLINE double gelu_tanh_limited(double x) { return std::fmax(std::fmin(x, 40.0), -40.0); }
+// Within 4 ULP from -1 on; in the negative tail the rounding of v counts: 4 + 3 |v| ULP. Its
+// derivative is sigmoid(v) + x sigmoid(v) sigmoid(-v) dv/dx.
+template <class V>
+MG_INLINE WithSlope<V> gelu_tanh_with_slope(V x) {
+    V limited = gelu_tanh_limited(x);
+    auto [value, s, rest] = times_sigmoid(select(x < V{}, limited, x), gelu_tanh_argument(limited));
+    V inner =
+        splat<V>(1.5957691216057308) * (splat<V>(1) + splat<V>(3 * 0.044715) * limited * limited);
+    return {value, select(x != x, x, s + limited * s * rest * inner)};
 }
-MG_INLINE double gelu_tanh(double x) {
-    double limited = std::fmax(std::fmin(x, 40.0), -40.0);
-    return (x < 0 ? limited : x) * sigmoid(gelu_tanh_argument(limited));
+template <class V>
+MG_INLINE V gelu_tanh(V x) {
+    return gelu_tanh_with_slope(x).value;
 }
 template <class V>
 MG_INLINE V gelu_tanh_grad(V x) {
-    V limited = maximum(minimum(x, splat<V>(20)), splat<V>(-20));
-    V s = sigmoid(gelu_tanh_argument(limited));
-    V slope =
-        splat<V>(1.5957691216057308) * (splat<V>(1) + splat<V>(3 * 0.044715) * limited * limited);
-    return s + limited * s * (splat<V>(1) - s) * slope;
+    return gelu_tanh_with_slope(x).slope;
 }
 
 // ---- sine and cosine ----

@@ -214,6 +214,8 @@ class _Call:
                 self._parts.append(partial(entry[1], *entry[2]) if is_launch else entry)
 
     def replay(self) -> None:
+        for action in self.notes.first:
+            action()
         observer = dispatch.current_observer()
         if observer is None:
             for part in self._parts:

@@ -1,7 +1,8 @@
 """Optimizers over parameter groups, gradient clipping, and learning-rate schedules.
 
 A step is one launch a group: every parameter, gradient and moment goes to one kernel
-(`csrc/optim.cpp`), which reads its hyperparameters from an array. Formulas are PyTorch's.
+(`csrc/optim.cpp`), which reads its hyperparameters from an array. Formulas are PyTorch's. With a
+weight the kernel writes the packed copies of it that mixed precision multiplies.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from minigrad import dtypes, recording
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import copied
+from minigrad.ops.linear_bf16 import PackedCopy, current_copies, pack_reference
 from minigrad.tensor import Tensor
 
 # Places in the hyperparameter array; csrc/optim.cpp says what each means.
@@ -111,12 +113,21 @@ class Optimizer:
     def _count(self) -> None:
         self.steps += 1
 
-    def _fill(self, group: dict[str, Any], used: list[Tensor], cell: np.ndarray) -> None:
-        """Counts a step of the parameters in `used` and writes its hyperparameters."""
+    def _fill(
+        self,
+        group: dict[str, Any],
+        used: list[Tensor],
+        copies: list[PackedCopy],
+        cell: np.ndarray,
+    ) -> None:
+        """Counts a step of the parameters in `used`, which writes those packed copies, too, and
+        writes its hyperparameters."""
         t = self._own_steps.get(id(used[0]), 0) + 1
         for p in used:
             self._own_steps[id(p)] = t
             p.storage.changed()
+        for copy in copies:
+            copy.written()
         hyper = [0.0] * cell.size
         hyper[CORRECT1] = hyper[CORRECT2] = hyper[SCALE] = 1.0
         hyper[RATE], hyper[DECAY] = group["lr"], group["weight_decay"]
@@ -131,8 +142,10 @@ class Optimizer:
         # One count serves them all: a step of some of them, taken elsewhere, parts them.
         recording.guard(lambda: len({self._own_steps.get(id(p), 0) for p in used}) == 1)
         moments = [self.moments(p) for p in used]
+        copies = [copy for p in used for copy in current_copies(p)]
+        kept = [copy for copy in copies if copy is not None]
         hyper = recording.cell(np.empty(12))
-        recording.repeat(partial(self._fill, group, used, hyper))
+        recording.repeat(partial(self._fill, group, used, kept, hyper))
         scale = hyper[SCALE, ...]
         if isinstance(grad_scale, np.ndarray):
             launch("copy", grad_scale, scale)
@@ -144,6 +157,7 @@ class Optimizer:
             [_contiguous(p.grad) for p in used],
             *[[m[slot] for m in moments] for slot in range(self.slots)],
             *[[] for _ in range(_LISTS[self.kernel] - self.slots)],
+            [None if copy is None else copy.panels for copy in copies] if kept else [],
             hyper,
         )
 
@@ -447,7 +461,7 @@ class PlateauSchedule:
 
 # ---- reference and cost of the kernels ----
 
-# Lists of arrays each kernel takes between gradients and hyperparameters.
+# Lists of moments each kernel takes; then come packed copies, two a parameter, or none.
 _LISTS = {"sgd": 1, "adam": 2, "rmsprop": 2, "adagrad": 1}
 
 
@@ -455,7 +469,7 @@ def _reference(update: Callable[..., None]) -> Callable[..., None]:
     """A kernel from the update of one tensor: update(hyper, param, gradient, *moments), float64."""
 
     def run(params: Arrays, grads: Arrays, *rest: Any) -> None:
-        *lists, h = rest
+        *lists, packed, h = rest
         for i, (p, g) in enumerate(zip(params, grads, strict=True)):
             wide, d = p.astype(np.float64), g.astype(np.float64) * h[SCALE]
             if h[APART]:
@@ -464,6 +478,9 @@ def _reference(update: Callable[..., None]) -> Callable[..., None]:
                 d += h[DECAY] * wide
             update(h, wide, d, *[m[i] for m in lists if m])
             p[...] = wide
+            for b, panels in zip((p.T, p), packed[2 * i : 2 * i + 2], strict=False):
+                if panels is not None:
+                    pack_reference(b, panels)
 
     return run
 
@@ -516,8 +533,10 @@ REFERENCE = {
 
 
 def _cost(params: Arrays, grads: Arrays, *rest: Any) -> Cost:
-    written = nbytes(*params) + sum(nbytes(*m) for m in rest if isinstance(m, list))
-    return Cost(2 * written + nbytes(*grads), 12 * sum(p.size for p in params))
+    *moments, packed, _ = rest
+    changed = nbytes(*params) + sum(nbytes(*m) for m in moments)
+    moved = 2 * changed + nbytes(*grads) + nbytes(*packed)
+    return Cost(moved, 12 * sum(p.size for p in params))
 
 
 COST = dict.fromkeys(("sgd", "adam", "rmsprop", "adagrad"), _cost) | {

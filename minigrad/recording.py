@@ -1,8 +1,9 @@
 """What a step that is being recorded (`mg.capture`) must know of work outside of kernels.
 
 A replay runs the recorded launches again, not the Python between them. So whatever else belongs to
-a step says so here: counts and cells that every replay writes anew (`repeat`, `cell`),
-conditions under which the recording holds (`guard`), and what a replay could not do (`refuse`).
+a step says so here: counts and cells that every replay writes anew (`repeat`, `cell`), what must
+be up to date when it begins (`found`), conditions under which the recording holds (`guard`), and
+what a replay could not do (`refuse`).
 Where nothing is being recorded these do nothing, or the plain thing.
 """
 
@@ -23,6 +24,8 @@ class Notes:
         self.entries: list[Any] = []  # actions, and launches as `capture` has them
         self.cells: list[np.ndarray] = []
         self.guards: list[Callable[[], bool]] = []
+        self.first: list[Callable[[], None]] = []  # actions before the launches
+        self.made: set[int] = set()  # ids of the copies that the step itself makes
 
 
 class _Active(threading.local):
@@ -59,6 +62,20 @@ def cell(array: np.ndarray) -> np.ndarray:
     if _active.notes is not None:
         _active.notes.cells.append(array)
     return array
+
+
+def made(copy: np.ndarray) -> None:
+    """The step being recorded makes this copy of something, so that every replay does, too."""
+    if _active.notes is not None:
+        _active.notes.made.add(id(copy))
+
+
+def found(copy: np.ndarray, renew: Callable[[], None]) -> None:
+    """The step uses a copy that was there: before each replay, `renew` brings it up to date."""
+    notes = _active.notes
+    if notes is not None and id(copy) not in notes.made:
+        notes.first.append(renew)
+        notes.made.add(id(copy))  # once is enough
 
 
 def guard(holds: Callable[[], bool]) -> None:

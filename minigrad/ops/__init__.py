@@ -17,9 +17,9 @@ from minigrad.ops.softmax import *
 from minigrad.ops.sort import *
 from minigrad.ops.dropout import *
 from minigrad.ops.embedding import *
-from minigrad.ops.bias_gelu import *
 from minigrad.ops.linear_bf16 import *
 from minigrad.ops.matmul import *
+from minigrad.ops.einsum import *
 from minigrad.ops.layer_norm import *
 from minigrad.ops.cross_entropy import *
 from minigrad.ops.linear_cross_entropy import *

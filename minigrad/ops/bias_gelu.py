@@ -1,40 +1,37 @@
-"""GELU of a sum with a bias, in one pass: the activation of a Transformer's feed-forward layer."""
+"""GELU of a sum with a bias, on arrays: what `linear` does after its product (`ops/matmul.py`).
+
+Forward has the exponential at hand, so it keeps the slope gelu'(x + bias) for backward, in the
+memory of x, which nothing else needs.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import contiguous, unit_columns
+from minigrad.ops.creation import unit_columns
 from minigrad.ops.elementwise import REFERENCE as ELEMENTWISE
-from minigrad.ops.elementwise import derivative_of, mul, unbroadcast
-from minigrad.tensor import Tensor
 
-__all__ = ["bias_gelu"]
+__all__: list[str] = []
 
-
-def _sum(x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
-    wide = x.astype(np.float64)
-    return wide if bias is None else wide + bias.astype(np.float64)
+Optional = np.ndarray | None
 
 
-def _fwd_ref(x: np.ndarray, bias: np.ndarray | None, out: np.ndarray, tanh_form: bool) -> None:
-    ELEMENTWISE["gelu_tanh" if tanh_form else "gelu"](_sum(x, bias), out, 0.0)
-
-
-def _bwd_ref(
-    g: np.ndarray,
-    x: np.ndarray,
-    bias: np.ndarray | None,
-    dx: np.ndarray,
-    dbias: np.ndarray | None,
-    tanh_form: bool,
+def _fwd_ref(
+    x: np.ndarray, bias: Optional, out: np.ndarray, slope: Optional, tanh_form: bool
 ) -> None:
-    z = _sum(x, bias)
-    wide = np.empty_like(z)
-    ELEMENTWISE["gelu_tanh_bwd" if tanh_form else "gelu_bwd"](g.astype(np.float64), z, z, wide, 0.0)
+    z = x.astype(np.float64)
+    if bias is not None:
+        z = z + bias.astype(np.float64)
+    name = "gelu_tanh" if tanh_form else "gelu"
+    if slope is not None:
+        ELEMENTWISE[f"{name}_bwd"](np.ones_like(z), z, z, slope, 0.0)
+    ELEMENTWISE[name](z, out, 0.0)
+
+
+def _bwd_ref(g: np.ndarray, slope: np.ndarray, dx: np.ndarray, dbias: Optional) -> None:
+    wide = g.astype(np.float64) * slope.astype(np.float64)
     dx[...] = wide.astype(dx.dtype)
     if dbias is not None:
         dbias[...] = wide.sum(0).astype(dbias.dtype)
@@ -42,53 +39,28 @@ def _bwd_ref(
 
 REFERENCE = {"bias_gelu_fwd": _fwd_ref, "bias_gelu_bwd": _bwd_ref}
 COST = {
-    "bias_gelu_fwd": lambda x, bias, out, form: Cost(nbytes(x, bias, out), 20 * x.size),
-    "bias_gelu_bwd": lambda g, x, bias, dx, dbias, form: Cost(
-        nbytes(g, x, bias, dx, dbias), 30 * x.size
+    "bias_gelu_fwd": lambda x, bias, out, slope, form: Cost(
+        nbytes(x, bias, out, slope), (20 if slope is None else 26) * x.size
     ),
+    "bias_gelu_bwd": lambda g, slope, dx, dbias: Cost(nbytes(g, slope, dx, dbias), 2 * dx.size),
 }
 
 
-class BiasGelu(Function):
-    """x (M, N), bias (N,) or None."""
-
-    @staticmethod
-    def forward(ctx: Node, x: np.ndarray, bias: np.ndarray | None, tanh_form: bool) -> np.ndarray:
-        ctx.tanh_form = tanh_form
-        ctx.save_inputs(0, 1)
-        out = empty(x.shape, x.dtype)
-        launch("bias_gelu_fwd", x, bias, out, tanh_form)
-        return out
-
-    @staticmethod
-    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, bias = ctx.saved
-        need_bias = ctx.needs_input_grad[1]
-        if is_grad_enabled():
-            dx = mul(g, _slope(x if bias is None else x + bias, ctx.tanh_form))
-            return dx, unbroadcast(dx, bias.shape) if need_bias else None
-        dx_array = empty(x.shape, x.dtype)
-        dbias = empty(bias.shape, bias.dtype) if need_bias else None
-        launch(
-            "bias_gelu_bwd",
-            unit_columns(g._array),
-            x._array,
-            None if bias is None else bias._array,
-            dx_array,
-            dbias,
-            ctx.tanh_form,
-        )
-        return Tensor._wrap(dx_array), None if dbias is None else Tensor._wrap(dbias)
+def bias_gelu(
+    x: np.ndarray, bias: Optional, tanh_form: bool, keep_slope: bool
+) -> tuple[np.ndarray, Optional]:
+    """gelu(x + bias) of x (M, N) and bias (N,), and the slope where it is to be kept; x is lost."""
+    out = empty(x.shape, x.dtype) if keep_slope else x
+    slope = x if keep_slope else None
+    launch("bias_gelu_fwd", x, bias, out, slope, tanh_form)
+    return out, slope
 
 
-def _slope(z: Tensor, tanh_form: bool) -> Tensor:
-    return derivative_of("gelu_tanh" if tanh_form else "gelu", z)
-
-
-def bias_gelu(x: Tensor, bias: Tensor | None, approximate: str = "none") -> Tensor:
-    """gelu(x + bias): x (M, N), bias (N,) or None; `approximate` as in `gelu`."""
-    if x.ndim != 2 or (bias is not None and bias.shape != x.shape[1:]):
-        shape = None if bias is None else bias.shape
-        raise ValueError(f"bias_gelu: expected x (M, N) and bias (N,), got {x.shape} and {shape}")
-    ready = None if bias is None else contiguous(bias)
-    return BiasGelu.apply(contiguous(x), ready, tanh_form=approximate == "tanh")
+def bias_gelu_gradients(
+    g: np.ndarray, slope: np.ndarray, bias_dtype: np.dtype | None
+) -> tuple[np.ndarray, Optional]:
+    """The gradients of x and of the bias, in `bias_dtype`, unless that is None."""
+    dx = empty(g.shape, slope.dtype)
+    dbias = None if bias_dtype is None else empty(g.shape[1:], bias_dtype)
+    launch("bias_gelu_bwd", unit_columns(g), slope, dx, dbias)
+    return dx, dbias

@@ -1,10 +1,14 @@
 """The linear layer of mixed precision: bfloat16 products of float32 (or bfloat16) operands.
 
 A weight is packed for the product once for each of its versions, as it stands (for the gradient of
-x) and transposed (for forward); the packed copies belong to its storage.
+x) and transposed (for forward); the packed copies belong to its storage. As an optimizer writes the
+weight it rewrites those that are up to date (`current_copies`), so that training packs none.
 """
 
 from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +31,7 @@ def _packed_shape(k: int, n: int) -> tuple[int, int, int, int]:
     return -(-n // _COLUMNS), -(-k // _DEPTH) * _DEPTH // 2, _COLUMNS, 2
 
 
-def _pack_ref(b: np.ndarray, packed: np.ndarray) -> None:
+def pack_reference(b: np.ndarray, packed: np.ndarray) -> None:
     panels, pairs, columns, _ = packed.shape
     wide = np.zeros((2 * pairs, panels * columns), dtypes.bfloat16)
     wide[: b.shape[0], : b.shape[1]] = b.astype(dtypes.bfloat16)
@@ -44,7 +48,7 @@ def _matmul_packed_ref(
     out[...] = (total if bias is None else total + bias).astype(out.dtype)
 
 
-REFERENCE = {"pack_bf16": _pack_ref, "matmul_packed": _matmul_packed_ref}
+REFERENCE = {"pack_bf16": pack_reference, "matmul_packed": _matmul_packed_ref}
 COST = {
     "pack_bf16": lambda b, packed: Cost(nbytes(b, packed), b.size),
     "matmul_packed": lambda a, packed, bias, out: Cost(
@@ -66,19 +70,65 @@ def _make_room(storage: Storage) -> None:
     storage.packed = dict(kept[-(MAX_PACKED - 1) :])
 
 
-def _packed_weight(weight: Tensor) -> np.ndarray:
-    """weightᵀ as panels: the copy that its storage keeps, made anew where the version differs, and
-    always in a captured step, whose replays must not depend on what was packed before them."""
+class PackedCopy(NamedTuple):
+    """A matrix as panels, which a storage keeps."""
+
+    storage: Storage
+    layout: str
+    panels: np.ndarray
+
+    def written(self) -> None:
+        """Notes that the panels are those of the storage's present version."""
+        self.storage.packed[self.layout] = self.storage.version, self.panels
+
+    def is_kept(self) -> bool:
+        return self.storage.packed.get(self.layout, (-1, None))[1] is self.panels
+
+    def renew(self, matrix: np.ndarray) -> None:
+        if self.storage.packed[self.layout][0] != self.storage.version:
+            _pack(matrix, self.panels)
+            self.written()
+
+
+def _layout(array: np.ndarray) -> str:
+    """Which copy arrayᵀ as panels is: views share a storage, so it says which view, too."""
+    return f"bf16 {array.__array_interface__['data'][0]} {array.shape} {array.strides}"
+
+
+def packed_weight(weight: Tensor) -> np.ndarray:
+    """weightᵀ as panels: the copy that its storage keeps, made anew where the version differs."""
     array, storage = weight._array, weight.storage
-    # Views share the storage, so the layout says which view it is.
-    layout = f"bf16 {array.__array_interface__['data'][0]} {array.shape} {array.strides}"
-    version, packed = storage.packed.get(layout, (-1, None))
-    if packed is None or version != storage.version or recording.active():
-        if packed is None:
-            _make_room(storage)
-        packed = _pack(array.T, packed)
-        storage.packed[layout] = storage.version, packed
-    return packed
+    layout = _layout(array)
+    version, panels = storage.packed.get(layout, (-1, None))
+    if panels is not None and version == storage.version:
+        if recording.active():
+            copy = PackedCopy(storage, layout, panels)
+            recording.found(panels, partial(copy.renew, array.T))
+            recording.guard(copy.is_kept)
+        return panels
+    if panels is None:
+        _make_room(storage)
+    panels = _pack(array.T, panels)
+    storage.packed[layout] = storage.version, panels
+    recording.made(panels)
+    return panels
+
+
+def current_copies(weight: Tensor) -> list[PackedCopy | None]:
+    """The copies of weightᵀ and of weight; None where there is none, or one of an older version,
+    which nothing has used since."""
+    array, storage = weight._array, weight.storage
+    if not storage.packed:
+        return [None, None]
+    copies: list[PackedCopy | None] = []
+    for view in (array, array.T):
+        layout = _layout(view)
+        version, panels = storage.packed.get(layout, (-1, None))
+        if panels is None or version != storage.version:
+            copies.append(None)
+        else:
+            copies.append(PackedCopy(storage, layout, panels))
+    return copies
 
 
 class LinearBf16(Function):
@@ -99,22 +149,36 @@ class LinearBf16(Function):
         kept: Tensor | None = None,
     ) -> np.ndarray:
         ctx.save_inputs(0, 1, 2)
-        out = empty((x.shape[0], weight.shape[0]), dtype)
-        packed = _pack(weight.T) if kept is None else _packed_weight(kept)
-        launch("matmul_packed", x, packed, bias, out)
-        return out
+        packed = _pack(weight.T) if kept is None else packed_weight(kept)
+        return packed_product(x, packed, bias, weight.shape[0], dtype)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        need_x, need_weight, need_bias = ctx.needs_input_grad
         x, weight, bias = ctx.saved
-        dx = dweight = dbias = None
-        if need_x:
-            across = swapaxes(weight, 0, 1)
-            dx = LinearBf16.apply(g, across, None, dtype=x.dtype, kept=across)
-        if need_weight:
-            rows = swapaxes(g, 0, 1), swapaxes(x, 0, 1)
-            dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype)
-        if need_bias:
-            dbias = Sum.apply(g, axes=(0,), keepdims=False, dtype=bias.dtype)
-        return dx, dweight, dbias
+        dx, dweight = bf16_gradients(ctx.needs_input_grad, g, x, weight)
+        if not ctx.needs_input_grad[2]:
+            return dx, dweight, None
+        return dx, dweight, Sum.apply(g, axes=(0,), keepdims=False, dtype=bias.dtype)
+
+
+def packed_product(
+    x: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, n: int, dtype: np.dtype
+) -> np.ndarray:
+    """x (M, K) @ the (K, n) that `packed` holds [+ bias], in `dtype`."""
+    out = empty((x.shape[0], n), dtype)
+    launch("matmul_packed", x, packed, bias, out)
+    return out
+
+
+def bf16_gradients(
+    needs: tuple[bool, ...], g: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of x and weight, where needed, from that of x weightᵀ."""
+    dx = dweight = None
+    if needs[0]:
+        across = swapaxes(weight, 0, 1)
+        dx = LinearBf16.apply(g, across, None, dtype=x.dtype, kept=across)
+    if needs[1]:
+        rows = swapaxes(g, 0, 1), swapaxes(x, 0, 1)
+        dweight = LinearBf16.apply(*rows, None, dtype=weight.dtype)
+    return dx, dweight

@@ -1,4 +1,4 @@
-"""Matrix products: matmul, linear and einsum.
+"""Matrix products: matmul and linear.
 
 float32, bfloat16 and float16 products run in our kernel (`csrc/matmul.cpp`), with float32
 accumulation in one order whatever the batch. float64 and integer products, which only checks need,
@@ -8,23 +8,25 @@ are NumPy's.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from minigrad import dtypes
-from minigrad.autograd import Function, Node
+from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
-from minigrad.ops.bias_gelu import bias_gelu
-from minigrad.ops.creation import as_tensor, cast
-from minigrad.ops.elementwise import broadcast_shape, relu, unbroadcast
-from minigrad.ops.linear_bf16 import LinearBf16
-from minigrad.ops.movement import permute, reshape, swapaxes
+from minigrad.ops.bias_gelu import bias_gelu, bias_gelu_gradients
+from minigrad.ops.creation import as_tensor, cast, contiguous
+from minigrad.ops.elementwise import broadcast_shape, derivative_of, mul, relu, unbroadcast
+from minigrad.ops.linear_bf16 import LinearBf16, bf16_gradients, packed_product, packed_weight
+from minigrad.ops.movement import reshape, swapaxes
+from minigrad.ops.reduce import Sum
 from minigrad.ops.reduce import sum as sum_
 from minigrad.precision import active_precision
 from minigrad.tensor import Tensor, TensorLike
 
-__all__ = ["einsum", "linear", "matmul"]
+__all__ = ["linear", "matmul"]
 
 
 def _matmul_ref(
@@ -154,13 +156,67 @@ class Linear(Function):
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
-        need_x, need_weight, need_bias = ctx.needs_input_grad
         x, weight = ctx.saved
-        return (
-            matmul(g, weight) if need_x else None,
-            matmul(swapaxes(g, 0, 1), x) if need_weight else None,
-            sum_(g, 0) if need_bias else None,
-        )
+        dx, dweight = _gradients(ctx.needs_input_grad, g, x, weight)
+        return dx, dweight, sum_(g, 0) if ctx.needs_input_grad[2] else None
+
+
+def _gradients(
+    needs: tuple[bool, ...], g: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of x and weight, where needed, from that of x weightᵀ."""
+    return (
+        matmul(g, weight) if needs[0] else None,
+        matmul(swapaxes(g, 0, 1), x) if needs[1] else None,
+    )
+
+
+class LinearGelu(Function):
+    """x (M, in), weight (out, in), bias (out,) → gelu(x weightᵀ + bias); and gelu' there where a
+    gradient is needed.
+
+    `kept` is the weight once more where bfloat16 is multiplied, as in `LinearBf16`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Node,
+        x: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray | None,
+        tanh_form: bool,
+        kept: Tensor | None = None,
+    ) -> Any:
+        ctx.tanh_form, ctx.in_bf16 = tanh_form, kept is not None
+        ctx.save_inputs(0, 1, 2)
+        ctx.save_outputs(1)
+        if kept is None:
+            z = _product(x, weight.T)
+        else:
+            z = packed_product(x, packed_weight(kept), bias, weight.shape[0], dtypes.bfloat16)
+            bias = None
+        out, slope = bias_gelu(z, bias, tanh_form, keep_slope=True in ctx.needs_input_grad)
+        return out if slope is None else (out, slope)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor, _: None) -> tuple[Tensor | None, ...]:
+        x, weight, bias, slope = ctx.saved
+        needs = ctx.needs_input_grad
+        if is_grad_enabled():
+            if ctx.in_bf16:
+                z = LinearBf16.apply(x, weight, bias, dtype=dtypes.bfloat16, kept=weight)
+            else:
+                z = Linear.apply(x, weight, bias)
+            dz = mul(g, derivative_of("gelu_tanh" if ctx.tanh_form else "gelu", z))
+            dbias = None
+            if needs[2]:
+                dbias = Sum.apply(dz, axes=(0,), keepdims=False, dtype=bias.dtype)
+        else:
+            dtype = bias.dtype if needs[2] else None
+            array, sums = bias_gelu_gradients(g._array, slope._array, dtype)
+            dz = Tensor._wrap(array)
+            dbias = None if sums is None else Tensor._wrap(sums)
+        return *(bf16_gradients if ctx.in_bf16 else _gradients)(needs, dz, x, weight), dbias
 
 
 def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -212,122 +268,20 @@ def linear(
     if activation not in (None, "relu", "gelu", "gelu_tanh"):
         raise ValueError(f"linear: unknown activation {activation!r}")
     rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-    form = "tanh" if activation == "gelu_tanh" else "none"
-    fused = activation in ("gelu", "gelu_tanh")
     if in_bf16:
         # Rounded once here rather than in each product: backward keeps half the bytes.
-        halves = cast(rows, dtypes.bfloat16)
-        out = LinearBf16.apply(halves, weight, bias, dtype=dtypes.bfloat16, kept=weight)
-        out = bias_gelu(out, None, form) if fused else out
+        rows = cast(rows, dtypes.bfloat16)
+    gelu = activation in ("gelu", "gelu_tanh")
+    if bias is not None and (gelu or in_bf16):
+        bias = contiguous(bias)
+    if gelu:
+        kept = weight if in_bf16 else None
+        out = LinearGelu.apply(rows, weight, bias, tanh_form=activation == "gelu_tanh", kept=kept)
+        out = out[0] if isinstance(out, tuple) else out
+    elif in_bf16:
+        out = LinearBf16.apply(rows, weight, bias, dtype=dtypes.bfloat16, kept=weight)
     else:
-        out = Linear.apply(rows, weight, None if fused else bias)
-        out = bias_gelu(out, bias, form) if fused else out
+        out = Linear.apply(rows, weight, bias)
     if activation == "relu":
         out = relu(out)
     return reshape(out, (*x.shape[:-1], weight.shape[0]))
-
-
-# ---- einsum ----
-
-
-def _parse(equation: str, operands: list[Tensor]) -> tuple[list[list[str]], list[str]]:
-    """Labels of every operand and of the output, an ellipsis spelled out as labels of its own."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if len(terms) != len(operands):
-        raise ValueError(f"einsum: {equation!r} names {len(terms)} operands, got {len(operands)}")
-    inputs: list[list[str]] = []
-    widest = 0
-    for term, operand in zip(terms, operands, strict=True):
-        letters = term.replace("...", "")
-        if not all(c.isalpha() for c in letters):
-            raise ValueError(f"einsum: bad term {term!r} in {equation!r}")
-        extra = operand.ndim - len(letters)
-        if extra < 0 or (extra > 0 and "..." not in term):
-            raise ValueError(f"einsum: term {term!r} does not fit a shape of {operand.shape}")
-        widest = max(widest, extra)
-        head, dots, tail = term.partition("...")
-        inputs.append([*head, *[f"~{i}" for i in range(extra, 0, -1) if dots], *tail])
-    wide = [f"~{i}" for i in range(widest, 0, -1)]
-    if arrow:
-        head, found, tail = right.partition("...")
-        output = [*head, *(wide if found else []), *tail]
-    else:
-        flat = [label for labels in inputs for label in labels]
-        output = wide + sorted({c for c in flat if flat.count(c) == 1 and c[0] != "~"})
-    for label in output:
-        if not any(label in labels for labels in inputs) or output.count(label) > 1:
-            raise ValueError(f"einsum: output label {label!r} of {equation!r} is unknown or twice")
-    return inputs, output
-
-
-def _diagonal(x: Tensor, labels: list[str]) -> tuple[Tensor, list[str]]:
-    """Labels that appear twice in one operand become one."""
-    for label in sorted(set(labels)):
-        while labels.count(label) > 1:
-            first = labels.index(label)
-            second = labels.index(label, first + 1)
-            order = [d for d in range(x.ndim) if d not in (first, second)] + [first, second]
-            x = permute(x, order)
-            labels = [lab for d, lab in enumerate(labels) if d not in (first, second)] + [label]
-            n = x.shape[-1]
-            if x.shape[-2] != n:
-                raise ValueError(f"einsum: label {label!r} has lengths {x.shape[-2]} and {n}")
-            each = np.arange(n)
-            x = x[(Ellipsis, each, each)]
-    return x, labels
-
-
-def _keep(x: Tensor, labels: list[str], wanted: set[str]) -> tuple[Tensor, list[str]]:
-    """Sums away the labels that nothing else needs."""
-    gone = tuple(d for d, label in enumerate(labels) if label not in wanted)
-    if not gone:
-        return x, labels
-    return sum_(x, gone), [label for label in labels if label in wanted]
-
-
-def _pair(
-    a: Tensor, la: list[str], b: Tensor, lb: list[str], wanted: set[str]
-) -> tuple[Tensor, list[str]]:
-    """One batched product of two operands, keeping the labels in `wanted`."""
-    a, la = _keep(a, la, wanted | set(lb))
-    b, lb = _keep(b, lb, wanted | set(la))
-    size = dict(zip(la, a.shape, strict=True))
-    for label, n in zip(lb, b.shape, strict=True):
-        if size.setdefault(label, n) != n and 1 not in (size[label], n):
-            raise ValueError(f"einsum: label {label!r} has lengths {size[label]} and {n}")
-        size[label] = max(size[label], n)
-    batch = [c for c in la if c in lb and c in wanted]
-    inner = [c for c in la if c in lb and c not in wanted]
-    rows, columns = [c for c in la if c not in lb], [c for c in lb if c not in la]
-
-    def arranged(x: Tensor, labels: list[str], order: list[list[str]]) -> Tensor:
-        flat = [c for group in order for c in group]
-        x = permute(x, [labels.index(c) for c in flat])
-        x = x.expand(tuple(size[c] for c in flat))
-        return reshape(x, [math.prod(size[c] for c in group) for group in order])
-
-    out = matmul(arranged(a, la, [batch, rows, inner]), arranged(b, lb, [batch, inner, columns]))
-    labels = batch + rows + columns
-    return reshape(out, [size[c] for c in labels]), labels
-
-
-def einsum(equation: str, *operands: TensorLike) -> Tensor:
-    """Sums of products by Einstein's convention, e.g. `einsum("bhid,bhjd->bhij", q, k)`.
-
-    NumPy's notation: repeated labels are summed unless in the output, "..." broadcasts, and without
-    "->" the output is the labels that appear once, sorted. Operands meet from left to right.
-
-    >>> einsum("ij,j", [[1.0, 2.0], [3.0, 4.0]], [1.0, 10.0]).numpy()
-    array([21., 43.], dtype=float32)
-    """
-    tensors = [as_tensor(t) for t in operands]
-    same_dtype("einsum", *tensors)
-    inputs, output = _parse(equation, tensors)
-    pairs = [_diagonal(t, labels) for t, labels in zip(tensors, inputs, strict=True)]
-    x, labels = pairs[0]
-    for i, (y, more) in enumerate(pairs[1:], start=1):
-        later = {c for _, rest in pairs[i + 1 :] for c in rest}
-        x, labels = _pair(x, labels, y, more, later | set(output))
-    x, labels = _keep(x, labels, set(output))
-    return permute(x, [labels.index(c) for c in output])
