@@ -3,6 +3,8 @@
 #include <numpy/arrayobject.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
+
 #include "array.h"
 #include "core_api.h"
 #include "pool.h"
@@ -26,7 +28,8 @@ const CoreApi* core = &api;
 namespace {
 
 constexpr const char* kBlockName = "minigrad.block";  // of the capsules that own an array's memory
-thread_local Arena* recording = nullptr;              // where this thread's new arrays live
+// Where this thread's new arrays live; owned, since the recording may be dropped before its end.
+thread_local std::shared_ptr<Arena> recording;
 
 // A new uninitialised array over a block of the pool, which gets the block back with the array.
 py::object empty(const py::handle& shape, const py::handle& dtype) {
@@ -48,7 +51,7 @@ py::object empty(const py::handle& shape, const py::handle& dtype) {
     }
     void* block = nullptr;
     try {
-        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1), recording);
+        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1), recording.get());
     } catch (const std::bad_alloc&) {
     }
     if (block == nullptr) {
@@ -92,23 +95,20 @@ void* block_of(PyObject* array) {
 // The memory of one recorded step (pool.h) as Python sees it.
 class PyArena {
   public:
-    PyArena() : arena_(arena_create()) {}
-    ~PyArena() { arena_destroy(arena_); }
-    PyArena(const PyArena&) = delete;
-    PyArena& operator=(const PyArena&) = delete;
+    PyArena() : arena_(arena_create(), arena_destroy) {}
 
     // From here on this thread's new arrays live in the arena; until end().
     void begin() { recording = arena_; }
-    static void end() { recording = nullptr; }
+    static void end() { recording.reset(); }
 
     // Whether the array's memory is the arena's.
     bool owns(const py::handle& array) const {
         void* block = block_of(array.ptr());
-        return block != nullptr && arena_owns(arena_, block);
+        return block != nullptr && arena_owns(arena_.get(), block);
     }
 
   private:
-    Arena* arena_;
+    std::shared_ptr<Arena> arena_;
 };
 
 // A recording keeps arrays of its arena without keeping their blocks from being used again: the

@@ -44,7 +44,6 @@ os.register_at_fork(  # a child must not find it held by a thread that it does n
 class _Mode(threading.local):
     grad = True
     anomaly = False
-    leaves: list[Tensor] | None = None  # that backward fills, for those who ask
 
 
 _mode = _Mode()
@@ -91,16 +90,6 @@ def detect_anomaly() -> Iterator[None]:
 def is_anomaly_enabled() -> bool:
     """Whether results are checked for NaN (in this thread)."""
     return _mode.anomaly
-
-
-@contextlib.contextmanager
-def noting_leaves() -> Iterator[list[Tensor]]:
-    """Within the block, the leaves whose `.grad` a backward of this thread fills."""
-    before, _mode.leaves = _mode.leaves, []
-    try:
-        yield _mode.leaves
-    finally:
-        _mode.leaves = before
 
 
 class Storage:
@@ -321,8 +310,6 @@ def backward(
             for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
                 before = tensor.grad
                 tensor.grad = walked.own(gradient) if before is None else before + gradient
-                if _mode.leaves is not None:
-                    _mode.leaves.append(tensor)
     finally:
         _mode.grad = mode
 

@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from minigrad.tensor import Tensor
 
 
 class Notes:
@@ -26,6 +29,7 @@ class Notes:
         self.guards: list[Callable[[], bool]] = []
         self.first: list[Callable[[], None]] = []  # actions before the launches
         self.made: set[int] = set()  # ids of the copies that the step itself makes
+        self.leaves: dict[Tensor, None] = {}  # whose gradients were set
 
 
 class _Active(threading.local):
@@ -76,6 +80,17 @@ def found(copy: np.ndarray, renew: Callable[[], None]) -> None:
     if notes is not None and id(copy) not in notes.made:
         notes.first.append(renew)
         notes.made.add(id(copy))  # once is enough
+
+
+def note_leaf(leaf: Tensor) -> None:
+    """Notes that the step being recorded set the gradient of this leaf."""
+    if _active.notes is not None:
+        _active.notes.leaves[leaf] = None
+
+
+def has_leaf(leaf: Tensor) -> bool:
+    """Whether the step being recorded set the gradient of this leaf."""
+    return _active.notes is not None and leaf in _active.notes.leaves
 
 
 def guard(holds: Callable[[], bool]) -> None:
