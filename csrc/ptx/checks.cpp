@@ -1,7 +1,5 @@
 #include "checks.h"
 
-#include "lanes.h"
-
 namespace ptx {
 
 std::string hex(u64 value) {

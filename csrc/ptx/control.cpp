@@ -3,7 +3,7 @@
 // A warp is a list of splits (pc, lanes). The one with the lowest rank in reverse post order runs
 // first; splits at the same place merge at the next LABEL. A split that keeps branching backwards
 // while others wait gives way after kBackEdges, for kLease labels: spin locks need that.
-#include "lanes.h"
+#include "resolve.h"
 
 namespace ptx {
 namespace {

@@ -1,5 +1,5 @@
 // Loading a program: every index is checked, every instruction gets its handler.
-#include "lanes.h"
+#include "resolve.h"
 
 namespace ptx {
 namespace {
@@ -114,12 +114,13 @@ Form resolve(const Code& c) {
         case Op::WGMMA_WAIT:
             return resolve_wgmma(c);
         case Op::CPBULK:
-        case Op::CPTENSOR:
         case Op::CPBULK_COMMIT:
         case Op::CPBULK_WAIT:
+            return resolve_bulk(c);
+        case Op::CPTENSOR:
         case Op::TENSORMAP_REPLACE:
         case Op::TENSORMAP_CPFENCE:
-            return resolve_bulk(c);
+            return resolve_tensor(c);
         default:
             return resolve_control(c);
     }

@@ -1,58 +1,44 @@
 """A parsed entry and the functions it calls, as the arrays that the executor takes (`isa.py`).
 
-Every register gets rows of its own; immediates, addresses of variables and special registers become
-rows that are filled before a block starts, so that operations know one kind of operand only. Blocks
-begin with a LABEL, where divergent lanes join; `flow.py` ranks them. Shared, local and parameter
-variables get offsets, global ones device addresses. A device function's parameters are local
-variables at fixed places, which a caller's argument variables share; so functions do not recurse.
+Every register gets rows of its own (which the executor lets share); immediates, addresses of
+variables and special registers become rows that are filled before a block starts, so that
+operations know one kind of operand only: `emit.py`. Blocks begin with a LABEL, where divergent
+lanes join; `flow.py` ranks them. Variables get offsets and addresses: `layout.py`. Here stand the
+bodies, and the instructions whose operands are no plain list.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from . import flow, isa
+from .emit import Emitter, describe
 from .errors import PtxError
-from .isa import FALSE, FLAGS, NONE, NOT, OPS, SPACES, TRUE
+from .isa import FLAGS, NONE, SPACES
+from .layout import BUILTINS, call_parts
 from .opcodes import Plan, Unknown, plan
-from .parse import (
+from .syntax import (
     Address,
-    Float,
     Function,
-    Group,
     Instruction,
-    Integer,
     Module,
     Name,
-    Negated,
     Pair,
     Register,
     Scope,
     Sink,
-    Special,
     Variable,
     Vector,
 )
 
-MAX_LOCAL_BYTES = 512 << 10  # of a thread, as on hardware
-MAX_PARAM_BYTES = 32764  # of a kernel, as on hardware
-MAX_SHARED_BYTES = 1 << 20
-MAX_GLOBAL_BYTES = 1 << 28  # of a module's variables
 MAX_INSTRUCTIONS = 1 << 22
 MAX_PREDICATES = 32767  # a guard has 15 bits for one
-VARIABLES_BASE = 0x10_0000_0000
-GAP = 64 << 10  # between arrays, so that running off one does not reach the next
-
-_PACK = struct.Struct("<HHBBBBBBHi2I4IIIqII")
-assert _PACK.size == isa.INSTRUCTION.itemsize == 64
 
 _CONTROL = {"bra", "brx", "call", "ret", "exit", "trap", "brkpt"}
-_BUILTINS = {"vprintf": (8, 8), "__assertfail": (8, 8, 4, 8, 8)}  # sizes of their parameters
 
 
 @dataclass
@@ -89,57 +75,27 @@ def decode(module: Module, kernel: str) -> Decoded:
     return _Decoder(module, module.functions[kernel]).decoded()
 
 
-class _Decoder:
+class _Decoder(Emitter):
     def __init__(self, module: Module, entry: Function) -> None:
-        self.module, self.entry = module, entry
-        self.packed: list[bytes] = []
-        self.origin: list[int] = []
-        self.written: list[Instruction] = []
-        self.lines: list[int] = []
-        self.operands: list[int] = []
-        self.constants: dict[tuple[int, int], int] = {}
-        self.n_rows, self.n_preds = 0, 1
-        self.rows: list[int] = []  # of the current function's registers
-        self.function = entry
-        self.offsets: dict[int, int] = {}  # of shared, local and parameter variables, by id()
-        self.addresses: dict[str, int] = {}
-        self.placed: list[tuple[Variable, int]] = []
-        self.next_address = VARIABLES_BASE
-        self.variable_bytes = 0
-        self.local_bytes = self.shared_bytes = self.shared_end = 0
-        self.dynamic_align = 16
+        super().__init__(module, entry)
         self.starts: dict[str, int] = {}
         self.calls: list[tuple[int, str]] = []
         self.jumps: list[tuple[int, int]] = []  # (decoded instruction, where it leads)
         self.tables: list[tuple[int, list[int]]] = []
-        self.ranks: list[int] = []
-        self.rank = 0
-        self.guard = 0
-        self.here = -1
         self.handlers: dict[str, Handler] = {}
 
-    def error(self, instruction: Instruction, message: str) -> PtxError:
-        line = self.lines[self.here] if self.here >= 0 else 0
-        return PtxError(f"{self.function.name}: {instruction.op}: {message}", line)
-
-    def fail(self, instruction: Instruction | None, message: str) -> NoReturn:
-        if instruction is None:
-            raise PtxError(f"{self.function.name}: {message}", self.function.line)
-        raise self.error(instruction, message)
-
     def decoded(self) -> Decoded:
-        functions = self._reachable()
-        params, param_bytes = self._layout(functions)
+        layout = self.layout
         spans: list[tuple[int, int]] = []
-        for function in functions:
+        for function in layout.functions:
             start = len(self.packed)
             self._function(function)
             spans.append((start, len(self.packed)))
-        self._place_initial()
+        layout.place_initial()
         instructions = np.frombuffer(b"".join(self.packed), isa.INSTRUCTION).copy()
         for at, target in self.jumps + [(at, self.starts[name]) for at, name in self.calls]:
             instructions["target"][at] = target
-        # Callees stand behind their callers in `functions` and get the lower ranks, so that lanes
+        # Callees stand behind their callers and get the lower ranks, so that lanes
         # in a function return before the others go on.
         ranks, base = np.array(self.ranks, np.int64), 0
         for start, end in reversed(spans):
@@ -157,192 +113,18 @@ class _Decoder:
             n_rows=self.n_rows,
             n_preds=self.n_preds,
             entry=0,
-            static_shared=self.shared_bytes,
-            dynamic_shared_start=self.shared_bytes,
-            local_bytes=-(-self.local_bytes // 16) * 16,
-            param_bytes=param_bytes,
-            params=params,
+            static_shared=layout.shared_bytes,
+            dynamic_shared_start=layout.shared_bytes,
+            local_bytes=-(-layout.local_bytes // 16) * 16,
+            param_bytes=layout.param_bytes,
+            params=layout.params,
             origin=np.array(self.origin, np.int64),
             written=self.written,
             lines=self.lines,
-            variables=self.placed,
-            addresses=self.addresses,
+            variables=layout.placed,
+            addresses=layout.addresses,
             directives=self.entry.directives,
         )
-
-    # ---- which functions, and where variables lie ----
-
-    def _reachable(self) -> list[Function]:
-        """The entry and all functions it calls, every caller before its callees."""
-        order: list[Function] = []
-        state: dict[str, int] = {}
-        path: list[tuple[Function, list[str]]] = [(self.entry, self._callees(self.entry))]
-        state[self.entry.name] = 1
-        while path:
-            function, waiting = path[-1]
-            if not waiting:
-                path.pop()
-                state[function.name] = 2
-                order.append(function)
-                continue
-            name = waiting.pop()
-            if name in _BUILTINS and name not in self.module.functions:
-                continue
-            callee = self.module.functions.get(name)
-            if callee is None or not callee.has_body:
-                if name in _BUILTINS:
-                    continue
-                self.function = function
-                raise PtxError(
-                    f"{function.name} calls {name}, which is not in the text; of what the driver "
-                    f"provides there are {' and '.join(_BUILTINS)}", function.line
-                )  # fmt: skip
-            if state.get(name) == 1:
-                raise PtxError(
-                    f"{function.name} calls {name}, which calls it: functions that recurse are not "
-                    "supported", function.line
-                )  # fmt: skip
-            if name not in state:
-                state[name] = 1
-                path.append((callee, self._callees(callee)))
-        order.reverse()
-        return order
-
-    def _callees(self, function: Function) -> list[str]:
-        names = []
-        for i, instruction in enumerate(function.body):
-            if instruction.op.startswith("call"):
-                name = next((a.name for a in instruction.args if type(a) is Name), None)
-                if name is None:
-                    raise PtxError(
-                        f"{function.name}: {instruction.op}: only calls by name are supported",
-                        function.lines[i],
-                    )
-                names.append(name)
-        return names
-
-    def _layout(self, functions: list[Function]) -> tuple[list[tuple[Variable, int]], int]:
-        params, end = [], 0
-        for variable in self.entry.params:
-            at = -(-end // variable.align) * variable.align
-            self.offsets[id(variable)] = at
-            params.append((variable, at))
-            end = at + variable.size
-            if end > MAX_PARAM_BYTES:
-                raise PtxError(
-                    f"{self.entry.name} has more than {MAX_PARAM_BYTES} bytes of parameters",
-                    variable.line,
-                )
-        shared = [v for v in self.module.variables.values() if v.space == "shared"]
-        for function in functions:
-            shared += [v for v in function.variables if v.space == "shared"]
-        for variable in shared:
-            if variable.external:
-                self.dynamic_align = max(self.dynamic_align, variable.align)
-                continue
-            at = -(-self.shared_bytes // variable.align) * variable.align
-            self.offsets[id(variable)] = at
-            self.shared_bytes = at + variable.size
-            if self.shared_bytes > MAX_SHARED_BYTES:
-                raise PtxError(f"more than {MAX_SHARED_BYTES} bytes of shared variables",
-                               variable.line)  # fmt: skip
-        if any(v.external for v in shared):
-            self.shared_bytes = -(-self.shared_bytes // self.dynamic_align) * self.dynamic_align
-        for variable in shared:
-            if variable.external:
-                self.offsets[id(variable)] = self.shared_bytes
-        for function in functions:
-            if function is not self.entry:
-                for variable in function.params + function.results:
-                    self._local(variable)
-        for function in functions:
-            self._alias(function)
-            for variable in function.variables:
-                if variable.space in ("local", "param") and id(variable) not in self.offsets:
-                    self._local(variable)
-                elif variable.space in ("global", "const"):
-                    self.module.variables.setdefault(variable.name, variable)
-        return params, end
-
-    def _local(self, variable: Variable) -> None:
-        at = -(-self.local_bytes // variable.align) * variable.align
-        self.offsets[id(variable)] = at
-        self.local_bytes = at + variable.size
-        if self.local_bytes > MAX_LOCAL_BYTES:
-            raise PtxError(
-                f"{variable.name}: more than {MAX_LOCAL_BYTES} bytes of local memory a thread",
-                variable.line,
-            )
-
-    def _alias(self, function: Function) -> None:
-        """Gives the .param variables that a call passes the places of the callee's parameters."""
-        for i, instruction in enumerate(function.body):
-            if not instruction.op.startswith("call"):
-                continue
-            results, name, arguments = self._call_parts(instruction, function.lines[i])
-            callee = self.module.functions.get(name)
-            if callee is None or not callee.has_body:
-                continue
-            given = [(results, callee.results, "results"), (arguments, callee.params, "arguments")]
-            for actual, formal, what in given:
-                if len(actual) != len(formal):
-                    raise PtxError(
-                        f"{function.name}: {name} has {len(formal)} {what}, the call {len(actual)}",
-                        function.lines[i],
-                    )
-                for one, parameter in zip(actual, formal, strict=True):
-                    if type(one) is not Name or one.variable is None:
-                        continue
-                    if one.variable.size > parameter.size or one.variable.space != "param":
-                        raise PtxError(
-                            f"{function.name}: {one.name} does not fit {name}'s {parameter.name}",
-                            function.lines[i],
-                        )
-                    at = self.offsets[id(parameter)]
-                    if self.offsets.setdefault(id(one.variable), at) != at:
-                        raise PtxError(
-                            f"{function.name}: {one.name} is passed to two different parameters",
-                            function.lines[i],
-                        )
-
-    @staticmethod
-    def _call_parts(instruction: Instruction, line: int) -> tuple[list[Any], str, list[Any]]:
-        groups = [a if type(a) is Group else None for a in instruction.args]
-        at = next((i for i, a in enumerate(instruction.args) if type(a) is Name), None)
-        before = groups[:at] if at is not None else []
-        after = groups[at + 1 :] if at is not None else []
-        if at is None or at > 1 or None in before or len(after) > 1 or None in after:
-            raise PtxError(f"{instruction.op}: cannot read this call", line)
-        results = before[0].items if before and before[0] else []
-        arguments = after[0].items if after and after[0] else []
-        return results, instruction.args[at].name, arguments
-
-    def global_address(self, variable: Variable) -> int:
-        """The device address of a global variable, placed when first asked for."""
-        found = self.addresses.get(variable.name)
-        if found is None:
-            self.variable_bytes += variable.size
-            if self.variable_bytes > MAX_GLOBAL_BYTES:
-                raise PtxError(f"more than {MAX_GLOBAL_BYTES} bytes of global variables",
-                               variable.line)  # fmt: skip
-            align = max(256, variable.align)
-            found = -(-self.next_address // align) * align
-            self.addresses[variable.name] = found
-            self.placed.append((variable, found))
-            self.next_address = found + variable.size + GAP
-        return found
-
-    def _place_initial(self) -> None:
-        """Places what initial values point to."""
-        for variable, _ in self.placed:  # grows while it runs
-            for _, _, name, _, _ in variable.addresses:
-                pointed = self.module.variables.get(name)
-                if pointed is None or pointed.space not in ("global", "const"):
-                    raise PtxError(
-                        f"{variable.name} is to hold the address of {name}, which is no global "
-                        "variable", variable.line
-                    )  # fmt: skip
-                self.global_address(pointed)
 
     # ---- one function ----
 
@@ -438,214 +220,12 @@ class _Decoder:
             self.fail(instruction, f"unknown instruction: {unknown}")
         return made, getattr(self, f"_do_{made.special or 'slots'}")
 
-    def emit(
-        self,
-        plan: Plan,
-        d: tuple[int, ...] = (),
-        s: tuple[int, ...] = (),
-        items: list[int] | None = None,
-        flags: int = 0,
-        imm: int | None = None,
-        space: int | None = None,
-        aux: int | None = None,
-        n: int | None = None,
-    ) -> None:
-        """Appends an instruction; what is not given comes from the plan."""
-        if items is None:
-            at, count = 0, 0
-        else:
-            at, count = len(self.operands), len(items)
-            self.operands += items
-        self.packed.append(
-            _PACK.pack(
-                OPS[plan.op], self.guard, plan.type, plan.type2, plan.sub, plan.round,
-                plan.space if space is None else space, plan.n if n is None else n,
-                plan.flags | flags, -1, *(d + _NONES)[:2], *(s + _NONES)[:4], at, count,
-                plan.imm if imm is None else imm, plan.aux if aux is None else aux, 0,
-            )
-        )  # fmt: skip
-        self.origin.append(self.here)
-        self.ranks.append(self.rank)
-
-    # ---- operands ----
-
-    def constant(self, bits: int, value: int) -> int:
-        """The row of an immediate of 16, 32 or 64 bits."""
-        if bits <= 32:
-            key = (isa.SPLAT32, value & ((1 << bits) - 1))
-        else:
-            key = (isa.SPLAT64, value & 0xFFFF_FFFF_FFFF_FFFF)
-        return self._constant(key, 2 if bits == 64 else 4 if bits == 128 else 1)
-
-    def _constant(self, key: tuple[int, int], rows: int) -> int:
-        row = self.constants.get(key)
-        if row is None:
-            row = self.constants[key] = self.n_rows
-            self.n_rows += rows
-        return row
-
-    def special(self, name: str, bits: int, instruction: Instruction) -> int:
-        if name == "WARP_SZ":
-            return self.constant(bits, 32)
-        word = name[1:].upper().replace(".", "_")
-        if word.startswith(("CLOCK", "GLOBALTIMER")):
-            return self._clock(word, bits)
-        if word.endswith("_W") or word.startswith(("ENVREG", "PM", "RESERVED")):
-            return self.constant(bits, 0)
-        word = {"GRIDID": "GRIDID_LO", "AGGR_SMEM_SIZE": "TOTAL_SMEM_SIZE"}.get(word, word)
-        number = isa.SPECIALS.get(word)
-        if number is None:
-            self.fail(instruction, f"the special register {name} is not supported here")
-        if bits == 64:
-            return self._constant((isa.SPECIAL64, number), 2)
-        return self._constant((isa.SPECIAL32, number), 1)
-
-    def _clock(self, word: str, bits: int) -> int:
-        row = self.temporary(bits)
-        sub = 1 if word.startswith("GLOBALTIMER") else 2 if word == "CLOCK_HI" else 0
-        kind = isa.TYPES["U64" if bits == 64 else "U32"]
-        self.emit(Plan("CLOCK", type=kind, sub=sub), (row,))
-        return row
-
-    def temporary(self, bits: int) -> int:
-        row = self.n_rows
-        self.n_rows += 2 if bits == 64 else 1
-        return row
-
-    def source(self, arg: Any, bits: int, instruction: Instruction) -> int:
-        """The row of a source of `bits` bits."""
-        kind = type(arg)
-        if kind is Register:
-            if arg.bits != bits:
-                self._misfit(arg, bits, instruction)
-            return self.rows[arg.index]
-        if kind is Integer:
-            return self.constant(bits, arg.value)
-        if kind is Float:
-            if bits not in (32, 64):
-                self.fail(instruction, f"a floating-point immediate where {bits} bits are read")
-            return self.constant(bits, arg.as_width(bits))
-        if kind is Special:
-            return self.special(arg.name, bits, instruction)
-        if kind is Name:
-            _, value = self.place(arg, instruction)
-            return self.constant(bits, value)
-        raise self.error(instruction, f"expected a register or a number, found {_describe(arg)}")
-
-    def _misfit(self, arg: Register, bits: int, instruction: Instruction) -> NoReturn:
-        size = {1: "a predicate"}.get(bits, f"{bits} bits")
-        self.fail(
-            instruction,
-            f"{size} are read or written here; {arg.name} "
-            + ("is a predicate" if arg.bits == 1 else f"has {arg.bits} bits"),
-        )
-
-    def dest(self, arg: Any, bits: int, instruction: Instruction) -> int:
-        if type(arg) is Register:
-            if arg.bits != bits:
-                self._misfit(arg, bits, instruction)
-            return self.rows[arg.index]
-        if type(arg) is Sink:
-            return NONE
-        raise self.error(instruction, f"expected a register to write, found {_describe(arg)}")
-
-    def condition(self, arg: Any, instruction: Instruction) -> int:
-        """A predicate that is read."""
-        kind = type(arg)
-        if kind is Register and arg.bits == 1:
-            return self.rows[arg.index]
-        if kind is Negated:
-            return self.condition(arg.operand, instruction) ^ NOT
-        if kind is Integer:
-            return TRUE if arg.value else FALSE
-        if kind is Special and arg.name == "%is_explicit_cluster":
-            return FALSE
-        raise self.error(instruction, f"expected a predicate, found {_describe(arg)}")
-
-    def integer(self, arg: Any, instruction: Instruction) -> int:
-        if type(arg) is not Integer:
-            self.fail(instruction, f"expected an integer constant, found {_describe(arg)}")
-        return _signed(arg.value)
-
-    def vector(
-        self, arg: Any, n: int, bits: int, read: bool, instruction: Instruction
-    ) -> list[int]:
-        """The rows of {a, b, …}, or of one register where n is 1."""
-        items = arg.items if type(arg) is Vector else [arg]
-        if len(items) != n:
-            self.fail(instruction, f"{n} registers expected, {len(items)} given")
-        get = self.source if read else self.dest
-        return [get(item, bits, instruction) for item in items]
-
-    def place(self, name: Name, instruction: Instruction) -> tuple[int, int]:
-        """The state space of a variable and the address of the name in it."""
-        variable = name.variable or self.module.variables.get(name.name)
-        if variable is None:
-            self.fail(instruction, f"there is no variable {name.name}")
-        if variable.space in ("global", "const"):
-            return SPACES[variable.space.upper()], self.global_address(variable) + name.offset
-        space = variable.space
-        if space == "param" and (self.function is not self.entry or not self._of_entry(variable)):
-            space = "local"
-        return SPACES[space.upper()], self.offsets[id(variable)] + name.offset
-
-    def _of_entry(self, variable: Variable) -> bool:
-        return any(variable is param for param in self.entry.params)
-
-    def address(self, arg: Any, space: int, instruction: Instruction) -> tuple[int, int, int, int]:
-        """Row, displacement, flags and state space of an address."""
-        if type(arg) is not Address or arg.coordinates is not None:
-            self.fail(instruction, f"expected an address, found {_describe(arg)}")
-        base = arg.base
-        offset = _signed(arg.offset)
-        if type(base) is Register:
-            if space == SPACES["PARAM"] and self.function is not self.entry:
-                space = SPACES["LOCAL"]
-            if base.bits == 64:
-                return self.rows[base.index], offset, FLAGS["A64"], space
-            if base.bits == 32:
-                return self.rows[base.index], offset, 0, space
-            self.fail(instruction, f"{base.name} has {base.bits} bits; an address has 32 or 64")
-        if type(base) is Integer:
-            return self.constant(64, base.value), offset, FLAGS["A64"], space
-        own, value = self.place(base, instruction)
-        if space not in (SPACES["GENERIC"], own) and {own, space} != _PARAMETERS:
-            self.fail(
-                instruction, f"{base.name} is a {_SPACE_NAMES[own]} variable, the access is "
-                f"{_SPACE_NAMES[space]}"
-            )  # fmt: skip
-        if own in (SPACES["GLOBAL"], SPACES["CONST"]):
-            return self.constant(64, value), offset, FLAGS["A64"], own
-        return self.constant(32, 0), _signed((value + offset) & 0xFFFF_FFFF_FFFF_FFFF), 0, own
-
-    def whole_address(self, arg: Any, space: int, instruction: Instruction) -> tuple[int, bool]:
-        """The row of an address with its displacement added, and whether it has 64 bits."""
-        row, offset, flags, _ = self.address(arg, space, instruction)
-        wide = bool(flags)
-        if not offset:
-            return row, wide
-        bits = 64 if wide else 32
-        if type(arg.base) is Name:
-            return self.constant(bits, offset), wide
-        out = self.temporary(bits)
-        here, self.here = self.here, -1
-        self.emit(
-            Plan("ADD", type=isa.TYPES[f"S{bits}"]), (out,), (row, self.constant(bits, offset))
-        )
-        self.here = here
-        return out, wide
-
-    def _count(self, args: list[Any], least: int, most: int, instruction: Instruction) -> None:
-        if not least <= len(args) <= most:
-            expected = str(least) if least == most else f"{least} to {most}"
-            self.fail(instruction, f"{expected} operands expected, {len(args)} given")
-
     # ---- instructions whose operands are plain slots ----
 
     def _do_slots(self, plan: Plan, instruction: Instruction) -> None:
         args, slots = instruction.args, plan.slots
         if len(args) != len(slots):
-            self._count(args, len(slots) - plan.optional, len(slots), instruction)
+            self.count(args, len(slots) - plan.optional, len(slots), instruction)
         d: tuple[int, ...] = ()
         s: tuple[int, ...] = ()
         flags, imm, space = 0, plan.imm, plan.space
@@ -682,7 +262,7 @@ class _Decoder:
 
     def _do_move(self, plan: Plan, instruction: Instruction) -> None:
         args, width = instruction.args, plan.width
-        self._count(args, 2, 2, instruction)
+        self.count(args, 2, 2, instruction)
         out, value = args
         if type(out) is Vector:
             bits = self._part(width, out, instruction)
@@ -706,12 +286,12 @@ class _Decoder:
         return max(16, width // n)
 
     def _do_convert(self, plan: Plan, instruction: Instruction) -> None:
-        self._count(instruction.args, 2, 2, instruction)
+        self.count(instruction.args, 2, 2, instruction)
         out, value = instruction.args
         d, flags = self._wide_dest(out, plan, instruction)
         if type(value) is Register:
             if value.bits < plan.width2:
-                self._misfit(value, plan.width2, instruction)
+                self.misfit(value, plan.width2, instruction)
             s = self.rows[value.index]
             if value.bits == 64 and plan.width2 < 64:
                 flags |= FLAGS["S64"]
@@ -724,9 +304,9 @@ class _Decoder:
         if type(out) is Sink:
             return NONE, 0
         if type(out) is not Register:
-            self.fail(instruction, f"expected a register to write, found {_describe(out)}")
+            self.fail(instruction, f"expected a register to write, found {describe(out)}")
         if out.bits < plan.width or out.bits == 1:
-            self._misfit(out, plan.width, instruction)
+            self.misfit(out, plan.width, instruction)
         flags = 0
         if out.bits == 64 and plan.width < 64:
             flags = FLAGS["D64"]
@@ -735,7 +315,7 @@ class _Decoder:
         return self.rows[out.index], flags
 
     def _do_convert_address(self, plan: Plan, instruction: Instruction) -> None:
-        self._count(instruction.args, 2, 2, instruction)
+        self.count(instruction.args, 2, 2, instruction)
         out, value = instruction.args
         d = self.dest(out, plan.width, instruction)
         flags = FLAGS["D64"] if plan.width == 64 else 0
@@ -765,7 +345,7 @@ class _Decoder:
 
     def _do_load(self, plan: Plan, instruction: Instruction) -> None:
         args = instruction.args
-        self._count(args, 2, 2 + plan.optional, instruction)
+        self.count(args, 2, 2 + plan.optional, instruction)
         row, imm, flags, space = self.address(args[1], plan.space, instruction)
         outs = args[0].items if type(args[0]) is Vector else [args[0]]
         if len(outs) != plan.n:
@@ -782,14 +362,14 @@ class _Decoder:
 
     def _do_store(self, plan: Plan, instruction: Instruction) -> None:
         args = instruction.args
-        self._count(args, 2, 2 + plan.optional, instruction)
+        self.count(args, 2, 2 + plan.optional, instruction)
         row, imm, flags, space = self.address(args[0], plan.space, instruction)
         values = args[1].items if type(args[1]) is Vector else [args[1]]
         if len(values) != plan.n:
             self.fail(instruction, f"{plan.n} values expected, {len(values)} given")
         widths = {v.bits for v in values if type(v) is Register}
         if any(width < plan.width for width in widths) or len(widths) > 1:
-            self._misfit(next(v for v in values if type(v) is Register), plan.width, instruction)
+            self.misfit(next(v for v in values if type(v) is Register), plan.width, instruction)
         wide = widths == {64} and plan.width < 64
         bits = widths.pop() if widths else plan.width
         rows = [self.source(v, bits, instruction) for v in values]
@@ -804,7 +384,7 @@ class _Decoder:
         operands = 2 if plan.sub == isa.ATOMS["CAS"] else 1
         has_result = plan.op == "ATOM"
         least = has_result + 1 + operands
-        self._count(args, least, least + plan.optional, instruction)
+        self.count(args, least, least + plan.optional, instruction)
         out = args.pop(0) if has_result else None
         row, imm, flags, space = self.address(args[0], plan.space, instruction)
         if plan.n > 1:
@@ -817,13 +397,13 @@ class _Decoder:
         self.emit(plan, d, (row, *values), None, flags, imm, space)
 
     def _do_ldmatrix(self, plan: Plan, instruction: Instruction) -> None:
-        self._count(instruction.args, 2, 2, instruction)
+        self.count(instruction.args, 2, 2, instruction)
         row, imm, flags, _ = self.address(instruction.args[1], plan.space, instruction)
         rows = self.vector(instruction.args[0], plan.n, 32, False, instruction)
         self.emit(plan, (), (row,), rows, flags, imm)
 
     def _do_stmatrix(self, plan: Plan, instruction: Instruction) -> None:
-        self._count(instruction.args, 2, 2, instruction)
+        self.count(instruction.args, 2, 2, instruction)
         row, imm, flags, _ = self.address(instruction.args[0], plan.space, instruction)
         rows = self.vector(instruction.args[1], plan.n, 32, True, instruction)
         self.emit(plan, (), (row,), rows, flags, imm)
@@ -831,7 +411,7 @@ class _Decoder:
     def _do_copy(self, plan: Plan, instruction: Instruction) -> None:
         """cp.async [to], [from], bytes{, bytes to read | ignore}."""
         args = instruction.args
-        self._count(args, 3, 4 + plan.optional, instruction)
+        self.count(args, 3, 4 + plan.optional, instruction)
         to, to_offset, flags, _ = self.address(args[0], SPACES["SHARED"], instruction)
         start, offset, wide, _ = self.address(args[1], SPACES["GLOBAL"], instruction)
         if not wide:
@@ -854,7 +434,7 @@ class _Decoder:
         args = instruction.args
         with_barrier = plan.sub in (0, 2)
         least = 3 + with_barrier
-        self._count(args, least, least + plan.optional, instruction)
+        self.count(args, least, least + plan.optional, instruction)
         to_space, from_space = (
             ("SHARED", "GLOBAL"), ("GLOBAL", "SHARED"), ("SHARED", "SHARED"), ("GLOBAL", "SHARED")
         )[plan.sub]  # fmt: skip
@@ -870,7 +450,7 @@ class _Decoder:
     def _do_copy_tensor(self, plan: Plan, instruction: Instruction) -> None:
         args = instruction.args
         load = plan.sub == 0
-        self._count(args, 2 + load, 2 + load + plan.optional, instruction)
+        self.count(args, 2 + load, 2 + load + plan.optional, instruction)
         shared, tensor = (args[0], args[1]) if load else (args[1], args[0])
         if type(tensor) is not Address or type(tensor.coordinates) is not Vector:
             self.fail(instruction, "expected a tensor map with coordinates: [map, {x, y}]")
@@ -888,7 +468,7 @@ class _Decoder:
 
     def _do_tensormap(self, plan: Plan, instruction: Instruction) -> None:
         args = instruction.args
-        self._count(args, 2, 3, instruction)
+        self.count(args, 2, 3, instruction)
         ordinal = self.integer(args[1], instruction) if len(args) == 3 else 0
         if not 0 <= ordinal < 5:
             self.fail(instruction, f"ordinal {ordinal}; 0 to 4 were expected")
@@ -902,7 +482,7 @@ class _Decoder:
     def _do_barrier(self, plan: Plan, instruction: Instruction) -> None:
         args = list(instruction.args)
         reduces = plan.sub >= 2
-        self._count(args, 1 + 2 * reduces + (plan.sub == 1), 2 + 2 * reduces, instruction)
+        self.count(args, 1 + 2 * reduces + (plan.sub == 1), 2 + 2 * reduces, instruction)
         d: tuple[int, ...] = ()
         condition = NONE
         if reduces:
@@ -923,7 +503,7 @@ class _Decoder:
         self.emit(plan, (), (row,), [0] * len(places))
 
     def _do_call(self, plan: Plan, instruction: Instruction) -> None:
-        results, name, arguments = self._call_parts(instruction, self.lines[self.here])
+        results, name, arguments = call_parts(instruction, self.lines[self.here])
         callee = self.module.functions.get(name)
         if callee is None or not callee.has_body:
             self._builtin(name, results, arguments, instruction)
@@ -942,19 +522,19 @@ class _Decoder:
             self.fail(instruction, f"{parameter.name} cannot be passed in a register")
         value = self.source(arg, bits, instruction)
         at = (self.constant(32, 0), value)
-        self.emit(_STORE_LOCAL[bits], (), at, imm=self.offsets[id(parameter)])
+        self.emit(_STORE_LOCAL[bits], (), at, imm=self.layout.offsets[id(parameter)])
 
     def _builtin(
         self, name: str, results: list[Any], arguments: list[Any], instruction: Instruction
     ) -> None:
-        sizes = _BUILTINS[name]
+        sizes = BUILTINS[name]
         if len(arguments) != len(sizes):
             self.fail(instruction, f"{name} takes {len(sizes)} arguments, {len(arguments)} given")
         rows = []
         for arg, size in zip(arguments, sizes, strict=True):
             if type(arg) is Name and arg.variable is not None and arg.variable.size >= size:
                 row = self.temporary(8 * size)
-                at = self.offsets[id(arg.variable)]
+                at = self.layout.offsets[id(arg.variable)]
                 self.emit(_LOAD_LOCAL[8 * size], (row,), (self.constant(32, 0),), imm=at)
             else:
                 row = self.source(arg, 8 * size, instruction)
@@ -963,7 +543,7 @@ class _Decoder:
             out = self.temporary(32)
             self.emit(_VPRINTF, (out,), tuple(rows))
             if results and type(results[0]) is Name and results[0].variable is not None:
-                at = self.offsets[id(results[0].variable)]
+                at = self.layout.offsets[id(results[0].variable)]
                 self.emit(_STORE_LOCAL[32], (), (self.constant(32, 0), out), imm=at)
         else:
             self.emit(_ASSERTFAIL, (), tuple(rows[:4]))
@@ -972,7 +552,7 @@ class _Decoder:
 
     def _do_matrix(self, plan: Plan, instruction: Instruction) -> None:
         args = instruction.args
-        self._count(args, 4, 4, instruction)
+        self.count(args, 4, 4, instruction)
         items: list[int] = []
         for i, arg in enumerate(args):
             n = len(arg.items) if type(arg) is Vector else 1
@@ -983,7 +563,7 @@ class _Decoder:
 
     def _do_warpgroup_matrix(self, plan: Plan, instruction: Instruction) -> None:
         args = instruction.args
-        self._count(args, 4, 8, instruction)
+        self.count(args, 4, 8, instruction)
         n_results = len(args[0].items) if type(args[0]) is Vector else 1
         items = self.vector(args[0], n_results, 32, False, instruction)
         descriptor, in_registers = NONE, type(args[1]) is Vector
@@ -1014,28 +594,7 @@ class _Decoder:
 Handler = tuple[Plan, Callable[[Plan, Instruction], None]]
 
 
-def _signed(value: int) -> int:
-    """As a signed number of 64 bits."""
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _describe(arg: Any) -> str:
-    if type(arg) is Register:
-        return f"the {'predicate' if arg.bits == 1 else 'register'} {arg.name}"
-    if type(arg) is Integer:
-        return f"the number {arg.value}"
-    if type(arg) in (Name, Special):
-        return arg.name
-    return {
-        Float: "a floating-point number", Address: "an address", Vector: "a list of registers",
-        Group: "a group", Pair: "a pair", Negated: "a negated operand", Sink: "_",
-    }[type(arg)]  # fmt: skip
-
-
-_NONES = (NONE, NONE, NONE, NONE)
 _SINK = Sink()
-_PARAMETERS = {SPACES["PARAM"], SPACES["LOCAL"]}
-_SPACE_NAMES = {number: name.lower() for name, number in SPACES.items()}
 _SIGNED_NARROW = {isa.TYPES["S8"], isa.TYPES["S16"]}
 _WHOLE = {16: "B16", 32: "B32", 64: "B64", 128: "B128"}
 _UNPACK = {bits: Plan("UNPACK", type=isa.TYPES[name]) for bits, name in _WHOLE.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .parse import TYPE_BYTES
+from .syntax import TYPE_BYTES
 
 NONE = 0xFFFFFFFF  # an operand that is absent
 NOT = 0x80000000  # set in a predicate operand that is negated

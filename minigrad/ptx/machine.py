@@ -24,9 +24,11 @@ import numpy as np
 
 from . import isa
 from .counters import Counters
-from .decode import GAP, Decoded, decode
+from .decode import Decoded, decode
 from .errors import PtxError, PtxFault, Report
-from .parse import Module, Variable, parse
+from .layout import GAP
+from .parse import parse
+from .syntax import Module, Variable
 
 ARRAYS_BASE = 0x20_0000_0000  # device addresses of the arrays that are passed
 MAX_BLOCK = (1024, 1024, 64)
