@@ -71,6 +71,8 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(attention_varlen_bwd,
            (A g, A q, A k, A v, A cu_seqlens_q, A cu_seqlens_k, A out, A lse, A dq, A dk, A dv,
             double scale, bool causal, int64_t window, double dropout_p, A rng));
+    KERNEL(attention_cached_fwd,
+           (A q, A k, A v, A keys, A values, A start, A mask, A out, double scale, bool causal));
     KERNEL(check_range, (A indices, int64_t n, bool has_ignored, int64_t ignored));
     KERNEL(row_share, (A targets, A out, int64_t ignored));
     KERNEL(cross_entropy_fwd,

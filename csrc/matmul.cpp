@@ -10,6 +10,7 @@
 // and K blocks are added in order, bias last. Nothing of that depends on M, N, strides, batch or
 // threads, so a row has the same bits in a batch of 1 and of 64.
 #include "matmul_bf16.h"
+#include "matmul_few_rows.h"
 
 namespace mg {
 namespace {
@@ -17,30 +18,8 @@ namespace {
 constexpr int64_t kMC = 4096 / kKC * kMR;    // AVX2: 48 × 512 float32 = 96 KB of A, in L2
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
-constexpr int64_t kFewRows = 4 * kMR;        // up to here B is packed where it is used, in L1
 constexpr int64_t kSmallWork = 1 << 18;      // multiply-adds not worth a second thread (some 5 us)
 constexpr int64_t kTasks = 8;                // tasks to aim for when blocks of rows are few
-
-struct Product {
-    int64_t m, n, k;
-    Matrix a, b;  // b(k, j)
-    float* c;
-    int64_t c_row;
-    const float* bias;  // (n,), float32
-    bool add;
-
-    // The block of C at (i, j), for the K block that starts at k0.
-    Store store_at(int64_t i, int64_t j, int64_t k0) const {
-        bool last = k0 + kKC >= k;
-        return {c + i * c_row + j, c_row, add || k0 > 0, last && bias ? bias + j : nullptr};
-    }
-    bool direct_a() const { return a.dtype == DType::f32 && a.col == 1; }
-    // Column j of B as a row, for packing.
-    Matrix b_panel(int64_t k0, int64_t j) const {
-        Matrix x = b.at(k0, j);
-        return {x.p, x.dtype, b.col, b.row};
-    }
-};
 
 // Rows [i0, i1) by one packed panel of columns, for one K block; a_packed is null when A is read in
 // place.
@@ -70,28 +49,6 @@ void panel_rows(const Product& p, const float* a_packed, const float* panel, int
 
 void pack_a(const Product& p, int64_t i0, int64_t i1, int64_t k0, int64_t kc, float* out) {
     pack_row_panels(p.a.at(i0, k0), i1 - i0, kc, out);
-}
-
-// Few rows (decoding): tasks are panels of columns, each packed into L1 and used at once, so that B
-// is read from memory once and written nowhere.
-void few_rows(const Product& p) {
-    int64_t panels = (p.n + kNR - 1) / kNR;
-    int64_t per_task = std::max<int64_t>(1, kSmallWork / (p.k * kNR * std::max<int64_t>(p.m, 4)));
-    Scratch<float> a_packed(p.direct_a() ? 1 : kFewRows * (p.k + kKC));
-    if (!p.direct_a())
-        for (int64_t k0 = 0; k0 < p.k; k0 += kKC)
-            pack_a(p, 0, p.m, k0, std::min(kKC, p.k - k0), a_packed.get() + kFewRows * k0);
-    parallel_chunks(panels, per_task, [&](int64_t begin, int64_t end) {
-        alignas(64) float panel[kKC * kNR];
-        for (int64_t j = begin; j < end; j++)
-            for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
-                int64_t kc = std::min(kKC, p.k - k0);
-                pack_panel<kNR>(p.b_panel(k0, j * kNR), std::min<int64_t>(kNR, p.n - j * kNR), kc,
-                                panel);
-                panel_rows(p, p.direct_a() ? nullptr : a_packed.get() + kFewRows * k0, panel, 0,
-                           p.m, j * kNR, k0, kc);
-            }
-    });
 }
 
 // All rows by the columns [j0, j0 + n) and the inner range [k_begin, k_end).

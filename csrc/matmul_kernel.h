@@ -111,8 +111,8 @@ MG_INLINE float element(const bf16* p) { return to_float(*p); }
 MG_INLINE float element(const f16* p) { return to_float(*p); }
 
 #if defined(MG_AVX512) || defined(MG_AVX2)
-// 8 × 8 floats transposed in registers: out[j * out_row + i] = x[i * x_row + j].
-inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out_row) {
+// 8 rows of 8 floats as the 8 columns, in registers.
+MG_INLINE void transposed_8x8(const float* x, int64_t x_row, __m256 (&column)[8]) {
     __m256 r[8], t[8];
     for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(x + i * x_row);
     for (int i = 0; i < 4; i++) {
@@ -126,9 +126,16 @@ inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out
         r[4 * h + 3] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0xee);
     }
     for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps(out + i * out_row, _mm256_permute2f128_ps(r[i], r[4 + i], 0x20));
-        _mm256_storeu_ps(out + (4 + i) * out_row, _mm256_permute2f128_ps(r[i], r[4 + i], 0x31));
+        column[i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
+        column[4 + i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
     }
+}
+
+// out[j * out_row + i] = x[i * x_row + j], 8 × 8 floats.
+inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out_row) {
+    __m256 column[8];
+    transposed_8x8(x, x_row, column);
+    for (int j = 0; j < 8; j++) _mm256_storeu_ps(out + j * out_row, column[j]);
 }
 #endif
 

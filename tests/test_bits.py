@@ -287,7 +287,7 @@ def test_decoding_with_a_cache_equals_the_whole_context(level: str) -> None:
     batch = tokens(2, 70)
     with mg.no_grad():
         whole = model(batch).numpy()
-        caches = [mg.nn.KVCache() for _ in model.blocks]
+        caches = [mg.nn.KVCache(70) for _ in model.blocks]
         pieces = [model(batch[:, :40], caches).numpy()]
         pieces += [model(batch[:, t : t + 1], caches).numpy() for t in range(40, 70)]
     np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=0, atol=CACHED)

@@ -119,7 +119,7 @@ def test_cached_is_uncached(cuts: list[int], level: str) -> None:
     x = mg.tensor(tokens(2, 24))
     with mg.no_grad():
         whole = model(x).numpy()
-        caches = [mg.nn.KVCache() for _ in model.blocks]
+        caches = [mg.nn.KVCache(24) for _ in model.blocks]
         edges = np.cumsum([0, *cuts])
         parts = [model(x[:, int(a) : int(b)], caches).numpy() for a, b in itertools.pairwise(edges)]
     error = np.abs(np.concatenate(parts, 1) - whole).max()
@@ -143,9 +143,10 @@ def test_generation_is_the_likeliest_token_of_the_whole_text_again_and_again() -
             seen.append(token)
             window.append(token)
     assert got.tolist() == seen
-    told: list[int] = []
+    told: list[Array] = []
     model.generate(prompt, 7, temperature=0, on_token=told.append)
-    assert told == seen[5:12]
+    assert [token.shape for token in told] == [()] * 7
+    assert [int(token) for token in told] == seen[5:12]
     long = tokens(40)
     assert model.generate(long, 3, temperature=0)[:40].tolist() == long.tolist()
 
@@ -162,10 +163,52 @@ def test_generation_is_a_function_of_its_generator_and_leaves_the_mode() -> None
     assert mg.manual_seed(0).state_dict() == state
 
 
+def test_rows_are_generated_as_each_alone() -> None:
+    """The likeliest tokens of every row, beyond the context; and what one stream draws."""
+    model = livelier(GPT(CONFIG))
+    prompts = tokens(3, 5)
+    got = model.generate(prompts, 40, temperature=0)
+    assert got.shape == (3, 45)
+    assert got.dtype == np.int64
+    for row, prompt in zip(got, prompts, strict=True):
+        assert row.tolist() == model.generate(prompt, 40, temperature=0).tolist()
+    told: list[Array] = []
+    options = {"top_k": 20, "top_p": 0.95, "temperature": 1.3}
+    drawn = model.generate(prompts, 30, generator=mg.Generator(4), on_token=told.append, **options)
+    assert np.array_equal(np.stack(told, 1), drawn[:, 5:])
+    assert len({tuple(row) for row in drawn[:, 5:].tolist()}) == 3
+    alone = model.generate(prompts[0], 30, generator=mg.Generator(4), **options)
+    assert alone.tolist() == drawn[0].tolist()  # whose draws are the first of each stream
+    same = model.generate(np.stack([prompts[0]] * 2), 30, generator=mg.Generator(4))
+    assert (same[0] != same[1]).any()
+
+
+def test_generation_leaves_no_trace_of_captured_steps_or_precision() -> None:
+    """Under a profile, in bfloat16 and with anomalies looked for, as plainly as otherwise."""
+    model = livelier(GPT(CONFIG))
+    prompt = tokens(2, 4)
+    expected = model.generate(prompt, 12, temperature=0)
+    with mg.profile() as profile:
+        assert np.array_equal(model.generate(prompt, 12, temperature=0), expected)
+    assert profile.rows["attention_cached_fwd"].calls == 12 * CONFIG.n_layers
+    with mg.detect_anomaly():
+        assert np.array_equal(model.generate(prompt, 12, temperature=0), expected)
+    with mg.precision("bf16"):
+        half = model.generate(prompt, 12, temperature=0)
+        again = model.generate(prompt, 12, temperature=0)
+    assert np.array_equal(half, again)
+    assert np.array_equal(half[:, :4], prompt)
+    assert model.generate(prompt, 0).tolist() == prompt.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prompt": np.zeros(0, int)}, "the prompt needs at least one token"),
+        ({"prompt": np.zeros((0, 3), int)}, "the prompt needs at least one token"),
+        ({"prompt": np.zeros((1, 1, 2), int)}, r"expected a prompt .* got shape \(1, 1, 2\)"),
+        ({"prompt": np.zeros(2)}, r"of integers, got shape \(2,\) of float64"),
+        ({"n_tokens": -1}, "expected n_tokens >= 0, got -1"),
         ({"temperature": -1.0}, "expected temperature >= 0"),
         ({"top_k": 0}, "top_k >= 1"),
         ({"top_p": 0.0}, r"expected top_p in \(0, 1\], got 0\.0"),
@@ -185,7 +228,7 @@ DRAWS = (np.arange(2000) + 0.5) / 2000
 
 def shares(**options: float) -> list[float]:
     """How often each token is chosen, over draws spread evenly."""
-    picked = [choose(LOGITS, float(d), **options) for d in DRAWS]
+    picked = choose(np.broadcast_to(LOGITS, (len(DRAWS), 5)), DRAWS, **options)
     return (np.bincount(picked, minlength=5) / len(DRAWS)).tolist()
 
 
@@ -213,10 +256,25 @@ def test_choices_have_their_probabilities(options: dict[str, float], expected: l
 
 
 def test_choices_at_the_edges() -> None:
-    assert choose(LOGITS, 0.0) == 1
-    assert choose(LOGITS, np.nextafter(1.0, 0)) == 4
-    assert choose(np.where(np.arange(5) == 2, LOGITS, -np.inf), 0.9) == 2
-    assert choose(np.array([1e30, 0], np.float32), 0.99, temperature=1e-30) == 0
+    def one(logits: Array, draw: float, **options: float) -> int:
+        (token,) = choose(logits[None], np.array([draw]), **options)
+        return int(token)
+
+    assert one(LOGITS, 0.0) == 1
+    assert one(LOGITS, np.nextafter(1.0, 0)) == 4
+    assert one(LOGITS, np.nextafter(1.0, 0), top_p=0.7) == 2
+    assert one(np.where(np.arange(5) == 2, LOGITS, -np.inf), 0.9) == 2
+    assert one(np.array([1e30, 0], np.float32), 0.99, temperature=1e-30) == 0
+
+
+def test_every_row_is_chosen_by_its_own_logits_and_draw() -> None:
+    rng = np.random.default_rng(0)
+    logits, draws = rng.standard_normal((50, 7)), rng.random(50)
+    together = choose(logits, draws, 0.7, 4, 0.8)
+    apart = [
+        int(choose(logits[i : i + 1], draws[i : i + 1], 0.7, 4, 0.8)[0]) for i in range(50)
+    ]
+    assert together.tolist() == apart
 
 
 # ---- autoencoder ----

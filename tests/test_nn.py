@@ -133,11 +133,35 @@ def test_multihead_attention_hides_what_the_mask_hides() -> None:
 def test_attention_with_a_cache_is_attention_without(n_kv_heads: int, level: str) -> None:
     layer = nn.MultiheadAttention(16, 4, n_kv_heads, causal=True)
     x = mg.tensor(data(2, 10, 16))
-    cache = nn.KVCache()
-    assert cache.length == 0
-    parts = [layer(x[:, a:b], cache=cache) for a, b in ((0, 4), (4, 5), (5, 10))]
-    assert cache.length == 10
-    close(mg.concat(parts, 1), layer(x).numpy(), 1e-5)
+    cache = nn.KVCache(11)
+    for _ in range(2):
+        assert cache.length == 0
+        parts = [layer(x[:, a:b], cache=cache) for a, b in ((0, 4), (4, 5), (5, 10))]
+        assert cache.length == 10
+        close(mg.concat(parts, 1), layer(x).numpy(), 1e-5)
+        assert cache.keys is not None
+        memory = cache.keys.numpy().ctypes.data
+        cache.reset()
+    layer(x, cache=cache)
+    assert cache.keys.numpy().ctypes.data == memory
+
+
+def test_what_a_cache_refuses() -> None:
+    layer, x = nn.MultiheadAttention(8, 2, dropout=0.1, causal=True), mg.tensor(data(1, 4, 8))
+    with pytest.raises(ValueError, match="expected a capacity of at least 1 token, got 0"):
+        nn.KVCache(0)
+    with pytest.raises(ValueError, match=r"without dropout; call eval\(\) first"):
+        layer(x, cache=nn.KVCache(4))
+    layer.eval()
+    cache = nn.KVCache(7)
+    layer(x, cache=cache)
+    with pytest.raises(ValueError, match="4 tokens after 4 do not fit its capacity of 7"):
+        layer(x, cache=cache)
+    assert cache.length == 4
+    with pytest.raises(NotImplementedError, match="a cache keeps no graph"):
+        layer(x[:, :1], cache=cache).sum().backward()
+    with pytest.raises(RuntimeError, match="let it see its first tokens before the captured step"):
+        mg.capture(lambda x: layer(x, cache=nn.KVCache(4)))(x)
 
 
 def test_layers_are_those_of_torch() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigrad import autograd, nn, ops
+from minigrad.capture import capture
 from minigrad.precision import active_precision
 from minigrad.random import Generator
 from minigrad.recompute import checkpoint_activations
@@ -101,7 +102,11 @@ class GPT(nn.Module):
             raise ValueError(
                 f"GPT: {start + length} tokens do not fit the context of {self.config.seq_len}"
             )
-        stream = self.dropout(self.token(tokens) + self.position.weight[start : start + length])
+        if caches:
+            position = self.position(caches[0].positions(length))
+        else:
+            position = self.position.weight[:length]
+        stream = self.dropout(self.token(tokens) + position)
         update = None
         for i, block in enumerate(self.blocks):
             if self.checkpoint_activations and caches is None:
@@ -133,61 +138,104 @@ class GPT(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: Generator | None = None,
-        on_token: Callable[[int], None] | None = None,
+        on_token: Callable[[np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        """`prompt` (T,) and `n_tokens` sampled after it, by a key-value cache.
+        """`prompt` (T,) or (B, T) and `n_tokens` sampled after each row, by a key-value cache:
+        (T + n_tokens,) or (B, T + n_tokens), int64.
 
         `temperature` 0 takes the likeliest token; `top_k` and `top_p` keep only the likeliest, by
-        count and by total probability (Holtzman et al. 2019). When the context is full, it starts
-        again from its last half.
+        count and by total probability (Holtzman et al. 2019). Row b of a step is drawn by element b
+        of a stream of `generator`. `on_token` is called with every new token, () or (B,). When the
+        context is full, it starts again from its last half.
         """
+        prompt = np.asarray(prompt)
+        if prompt.ndim not in (1, 2) or not np.issubdtype(prompt.dtype, np.integer):
+            raise ValueError(
+                f"generate: expected a prompt (T,) or (B, T) of integers, got shape {prompt.shape} "
+                f"of {prompt.dtype}"
+            )
         if prompt.size == 0:
             raise ValueError("generate: the prompt needs at least one token")
+        if n_tokens < 0:
+            raise ValueError(f"generate: expected n_tokens >= 0, got {n_tokens}")
         if temperature < 0 or (top_k is not None and top_k < 1):
             raise ValueError("generate: expected temperature >= 0 and top_k >= 1")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"generate: expected top_p in (0, 1], got {top_p}")
+        rows = prompt.reshape(-1, prompt.shape[-1])
+        end = rows.shape[1]
+        tokens = np.empty((len(rows), end + n_tokens), np.int64)
+        tokens[:, :end] = rows
+        generator = generator or Generator(0)
         was_training = self.training
         self.eval()
-        tokens = [int(t) for t in prompt]
-        caches: list[nn.KVCache] = []
-        pending = tokens[-self.config.seq_len :]
-        generator = generator or Generator(0)
         try:
             with autograd.no_grad():
-                for _ in range(n_tokens):
-                    if not caches or caches[0].length + len(pending) > self.config.seq_len:
-                        if caches:
-                            pending = tokens[-(self.config.seq_len // 2 or 1) :]
-                        caches = [nn.KVCache() for _ in self.blocks]
-                    states = self.features(ops.tensor([pending]), caches)
-                    logits = ops.linear(states[:, -1], self.token.weight).numpy()[0]
-                    draw = float(ops.rand((), generator=generator).item())
-                    token = choose(logits, draw, temperature, top_k, top_p)
-                    tokens.append(token)
-                    pending = [token]
+                decoder = _Decoder(self)
+                for end in range(end, end + n_tokens):
+                    logits = decoder.next_logits(tokens[:, :end])
+                    draws = None
+                    if temperature > 0:
+                        draws = ops.rand((len(rows),), generator=generator).numpy()
+                    tokens[:, end] = choose(logits, draws, temperature, top_k, top_p)
                     if on_token:
-                        on_token(token)
+                        on_token(tokens[:, end].reshape(prompt.shape[:-1]).copy())
         finally:
             self.train(was_training)
-        return np.array(tokens, dtype=np.int64)
+        return tokens.reshape(*prompt.shape[:-1], -1)
+
+
+class _Decoder:
+    """The logits after rows of tokens that grow: what is new in them runs through caches, a single
+    token, which does the same every time, as a captured step."""
+
+    def __init__(self, model: GPT) -> None:
+        self.model = model
+        self.caches = [nn.KVCache(model.config.seq_len) for _ in model.blocks]
+        self.n_seen = 0
+        # In bfloat16 a captured step would pack the weights anew every time.
+        plain = active_precision() != "fp32" or autograd.is_anomaly_enabled()
+        self.one: Callable[[Tensor], Tensor] = self.run if plain else capture(self.run)
+
+    def run(self, tokens: Tensor) -> Tensor:
+        states = self.model.features(tokens, self.caches)
+        return ops.linear(states[:, -1], self.model.token.weight)
+
+    def next_logits(self, tokens: np.ndarray) -> np.ndarray:
+        """(B, V) after tokens (B, T), which begin with those of the call before."""
+        context, first = self.model.config.seq_len, self.caches[0]
+        n_new = tokens.shape[1] - self.n_seen
+        if self.n_seen == 0:
+            n_new = min(n_new, context)
+        elif first.length + n_new > context:
+            n_new = context // 2 or 1
+            for cache in self.caches:
+                cache.reset()
+        self.n_seen = tokens.shape[1]
+        run = self.one if n_new == 1 and first.keys is not None else self.run
+        return run(ops.tensor(tokens[:, -n_new:])).numpy()
 
 
 def choose(
     logits: np.ndarray,
-    draw: float,
+    draws: np.ndarray | None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-) -> int:
-    """The token that `draw`, uniform on [0, 1), picks from logits (V,)."""
-    if temperature == 0:
-        return int(logits.argmax())
-    order = np.argsort(-logits, kind="stable")[:top_k]
-    scaled = logits[order].astype(np.float64) / temperature
-    p = np.exp(scaled - scaled.max())
-    p /= p.sum()
+) -> np.ndarray:
+    """The tokens (B,) that draws (B,), uniform on [0, 1), pick from logits (B, V); temperature 0
+    needs none."""
+    if temperature == 0 or draws is None:
+        return logits.argmax(-1)
+    order = np.argsort(-logits, axis=-1, kind="stable")[:, :top_k]
+    scaled = np.take_along_axis(logits, order, -1).astype(np.float64) / temperature
+    p = np.exp(scaled - scaled[:, :1])
+    p /= p.sum(-1, keepdims=True)
+    n_kept = np.full(len(p), p.shape[1])
     if top_p is not None:
-        keep = int(np.searchsorted(np.cumsum(p), top_p)) + 1
-        order, p = order[:keep], p[:keep] / p[:keep].sum()
-    return int(order[min(int(np.searchsorted(np.cumsum(p), draw, side="right")), len(p) - 1)])
+        n_kept = 1 + (np.cumsum(p, -1)[:, :-1] < top_p).sum(-1)
+        p = np.where(np.arange(p.shape[1]) < n_kept[:, None], p, 0)
+        p /= p.sum(-1, keepdims=True)
+    picked = (np.cumsum(p, -1) <= draws[:, None]).sum(-1)
+    picked = np.minimum(picked, n_kept - 1)
+    return np.take_along_axis(order, picked[:, None], -1)[:, 0]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
-from minigrad import ops
+import numpy as np
+
+from minigrad import ops, recording
 from minigrad.nn.module import Module
 from minigrad.random import Generator
 from minigrad.tensor import Tensor
@@ -98,24 +101,61 @@ class Activation(Module):
 
 
 class KVCache:
-    """Keys and values of the tokens seen so far, (B, Hkv, T, D) each, for decoding a token at a
-    time."""
+    """Keys and values of the tokens seen so far, for decoding a few tokens at a time: memory for
+    `capacity` tokens, (B, Hkv, capacity, D) each, made at the first use and written in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"KVCache: expected a capacity of at least 1 token, got {capacity}")
+        self.capacity, self.length = capacity, 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self._start = np.zeros(1, np.int64)  # the length, as the kernel reads it
 
-    @property
-    def length(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
+    def reset(self) -> None:
+        """Forgets the tokens and keeps the memory."""
+        self.length = 0
 
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def positions(self, n: int) -> Tensor:
+        """The places that the next n tokens take, (n,) of int64."""
+        places = recording.cell(np.empty(n, np.int64))
+        recording.repeat(partial(self._place, places))
+        return Tensor._wrap(places)
+
+    def _place(self, places: np.ndarray) -> None:
+        places[:] = np.arange(self.length, self.length + len(places))
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None
+    ) -> Tensor:
+        """Takes up the new k and v (B, Hkv, T, D); the attention of q (B, Hq, T, D) to all so far,
+        as `ops.attention_cached`."""
         if self.keys is None or self.values is None:
-            self.keys, self.values = keys, values
-        else:
-            self.keys = ops.concat([self.keys, keys], 2)
-            self.values = ops.concat([self.values, values], 2)
-        return self.keys, self.values
+            recording.refuse("KVCache", "let it see its first tokens before the captured step")
+            shape = (*k.shape[:2], self.capacity, k.shape[3])
+            self.keys, self.values = (ops.zeros(shape, k.dtype) for _ in range(2))
+        n = k.shape[2]
+        recording.repeat(partial(self._begin, n))
+        start = recording.cell(self._start)
+        out = ops.attention_cached(
+            q, k, v, self.keys, self.values, start, causal=causal, mask=mask
+        )
+        recording.repeat(partial(self._take_up, n))
+        return out
+
+    def _begin(self, n: int) -> None:
+        if self.length + n > self.capacity:
+            raise ValueError(
+                f"KVCache: {n} tokens after {self.length} do not fit its capacity of "
+                f"{self.capacity}; make it larger, or reset it and begin with the last ones"
+            )
+        self._start[0] = self.length
+
+    def _take_up(self, n: int) -> None:
+        self.length += n
+        for cached in (self.keys, self.values):
+            assert cached is not None
+            cached.storage.changed()
 
 
 class MultiheadAttention(Module):
@@ -155,9 +195,11 @@ class MultiheadAttention(Module):
                 qkv, self.n_heads, causal=self.causal, mask=mask, dropout=dropout
             )
         else:
+            if dropout:
+                raise ValueError(
+                    "MultiheadAttention: a cache is for decoding, without dropout; call eval() first"
+                )
             ends = [self.n_heads, self.n_heads + self.n_kv_heads]
             q, k, v = ops.split(qkv.permute(0, 2, 1, 3), ends, axis=1)
-            k, v = cache.append(k, v)
-            out = ops.attention(q, k, v, causal=self.causal, mask=mask, dropout=dropout)
-            out = out.permute(0, 2, 1, 3)
+            out = cache.attend(q, k, v, self.causal, mask).permute(0, 2, 1, 3)
         return self.projection(out.reshape(b, t, dim))

@@ -24,6 +24,7 @@ from minigrad.ops.layer_norm import *
 from minigrad.ops.cross_entropy import *
 from minigrad.ops.linear_cross_entropy import *
 from minigrad.ops.attention import *
+from minigrad.ops.attention_cached import *
 from minigrad.ops.attention_varlen import *
 from minigrad.ops.rotary import *
 

@@ -215,7 +215,7 @@ COST = {"attention_fwd": _fwd_cost, "attention_bwd": _bwd_cost}
 # ---- differentiable ----
 
 
-def _heads_last(x: np.ndarray) -> np.ndarray:
+def heads_last(x: np.ndarray) -> np.ndarray:
     """Memory for (B, H, T, D) laid out as (B, T, H, D), so that merging heads is a view."""
     b, h, t, d = x.shape
     return empty((b, t, h, d), x.dtype).transpose(0, 2, 1, 3)
@@ -245,7 +245,7 @@ class Attention(Function):
         ctx.options = tuple(options.values())
         ctx.save_inputs(0, 1, 2, 3, 4)
         ctx.save_outputs(0)
-        out = _heads_last(q)
+        out = heads_last(q)
         ctx.lse = _lse(q)
         launch("attention_fwd", q, k, v, mask, bias, out, ctx.lse, *ctx.options)
         return out
@@ -255,7 +255,7 @@ class Attention(Function):
         refuse_second_derivative("attention", 'attention(..., impl="composed")')
         arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
         q, k, v, mask, bias, out = arrays
-        dq, dk, dv = _heads_last(q), _heads_last(k), _heads_last(v)
+        dq, dk, dv = heads_last(q), heads_last(k), heads_last(v)
         launch(
             "attention_bwd", unit_columns(g._array), q, k, v, mask, bias, out, ctx.lse, dq, dk, dv,
             *ctx.options,
@@ -305,7 +305,7 @@ def _unpacked(qkv: np.ndarray, n_heads: int) -> tuple[np.ndarray, ...]:
 # ---- public ----
 
 
-def _checked_mask(op: str, x: TensorLike, what: str, shape: tuple[int, ...]) -> Tensor | None:
+def checked_mask(op: str, x: TensorLike, what: str, shape: tuple[int, ...]) -> Tensor | None:
     if x is None:
         return None
     x = as_tensor(x)
@@ -410,8 +410,8 @@ def attention(
         op, q.shape[3], q.shape[2] + k.shape[2], causal, window, dropout, scale, generator
     )
     full = (*q.shape[:3], k.shape[2])
-    mask = _checked_mask(op, mask, "mask", full)
-    bias = _checked_mask(op, bias, "bias", full)
+    mask = checked_mask(op, mask, "mask", full)
+    bias = checked_mask(op, bias, "bias", full)
     if impl == "composed":
         return _composed(q, k, v, mask, bias, **options)
     if impl != "fused":
@@ -454,8 +454,8 @@ def attention_packed(
     _refuse_bias_gradient(op, bias)
     return AttentionPacked.apply(
         contiguous(qkv),
-        _checked_mask(op, mask, "mask", full),
-        _checked_mask(op, bias, "bias", full),
+        checked_mask(op, mask, "mask", full),
+        checked_mask(op, bias, "bias", full),
         n_heads=n_heads,
         **options,
     )

@@ -1,0 +1,234 @@
+// The matrix product with few rows of A, as in decoding: its time is that of reading B, from memory
+// once, where it lies, in the order in which it lies there.
+//
+// Columns of B that are contiguous (a weight's rows) are many short streams, which the processor
+// does not foresee: while one panel of columns is in use, the next one is asked for line by line.
+#pragma once
+
+#include "matmul_kernel.h"
+
+namespace mg {
+
+struct Product {
+    int64_t m, n, k;
+    Matrix a, b;  // b(k, j)
+    float* c;
+    int64_t c_row;
+    const float* bias;  // (n,), float32
+    bool add;
+
+    // The block of C at (i, j), for the K block that starts at k0.
+    Store store_at(int64_t i, int64_t j, int64_t k0) const {
+        bool last = k0 + kKC >= k;
+        return {c + i * c_row + j, c_row, add || k0 > 0, last && bias ? bias + j : nullptr};
+    }
+    bool direct_a() const { return a.dtype == DType::f32 && a.col == 1; }
+    // Column j of B as a row, for packing.
+    Matrix b_panel(int64_t k0, int64_t j) const {
+        Matrix x = b.at(k0, j);
+        return {x.p, x.dtype, b.col, b.row};
+    }
+};
+
+constexpr int64_t kFewRows = 4 * kMR;  // up to here B is not packed as a whole
+constexpr int64_t kFewRowsTask = 1
+                                 << 18;  // multiply-adds of 16 rows (some 5 us); fewer take as long
+
+// Memory to be asked for in order, a line at a time.
+class Ahead {
+  public:
+    static constexpr int64_t kLine = 64;
+
+    // The panel after the one at column j, where that lies right behind it.
+    Ahead(const Product& p, int64_t j, int64_t width) {
+        bool behind = p.b.row == 1 && p.b.col == p.k && j + width < p.n;
+        if (behind) at_ = p.b.at(0, j + width).p;
+    }
+    MG_INLINE void lines(int64_t n) {
+        if (!at_) return;
+        // Into the second cache: a panel may be larger than the first.
+        for (int64_t i = 0; i < n; i++, at_ += kLine) __builtin_prefetch(at_, 0, 2);
+    }
+
+  private:
+    const char* at_ = nullptr;
+};
+
+// The rows in groups of about one size: body(first row, rows, its part of `n` things to do).
+constexpr int kGroup = 6;  // with 8 columns, or 2 columns and 12 sums, what 16 registers hold
+template <class Body>
+void for_row_groups(int64_t m, int64_t n, Body&& body) {
+    int64_t groups = (m + kGroup - 1) / kGroup;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t i = g * m / groups, part = (g + 1) * n / groups - g * n / groups;
+        body(i, (g + 1) * m / groups - i, part);
+    }
+}
+
+// Calls body with the number of rows as a constant.
+template <class Body>
+MG_INLINE void with_rows(int64_t rows, Body&& body) {
+    switch (rows) {
+        case 1:
+            return body(std::integral_constant<int, 1>{});
+        case 2:
+            return body(std::integral_constant<int, 2>{});
+        case 3:
+            return body(std::integral_constant<int, 3>{});
+        case 4:
+            return body(std::integral_constant<int, 4>{});
+        case 5:
+            return body(std::integral_constant<int, 5>{});
+        default:
+            return body(std::integral_constant<int, kGroup>{});
+    }
+}
+
+// ---- up to kGroup rows, contiguous columns of float32: B goes through registers alone ----
+
+#if defined(MG_AVX512) || defined(MG_AVX2)
+
+constexpr int64_t kColumns = 8;
+
+// The columns [j, j + 8) of C for one K block, from A's rows in place.
+template <int kRows>
+void eight_columns(const Product& p, int64_t j, int64_t k0, int64_t kc, Ahead& ahead) {
+    const float *a = p.a.at(0, k0).floats(), *b = p.b.at(k0, j).floats();
+    int64_t a_row = p.a.row, b_col = p.b.col, k = 0;
+    __m256 sum[kRows], column[8];
+    for (int r = 0; r < kRows; r++) sum[r] = _mm256_setzero_ps();
+    auto add = [&](int64_t at, __m256 x) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; r++)
+            sum[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(a + r * a_row + at), x, sum[r]);
+    };
+    for (; k + 8 <= kc; k += 8) {
+        ahead.lines(8 * kColumns * 4 / Ahead::kLine);
+        transposed_8x8(b + k, b_col, column);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) add(k + i, column[i]);
+    }
+    for (; k < kc; k++) {
+        float x[kColumns];
+        for (int i = 0; i < kColumns; i++) x[i] = b[i * b_col + k];
+        add(k, _mm256_loadu_ps(x));
+    }
+    Store s = p.store_at(0, j, k0);
+    for (int r = 0; r < kRows; r++) {
+        float* to = s.c + r * s.row;
+        if (s.add) sum[r] = _mm256_add_ps(_mm256_loadu_ps(to), sum[r]);
+        if (s.bias) sum[r] = _mm256_add_ps(sum[r], _mm256_loadu_ps(s.bias));
+        _mm256_storeu_ps(to, sum[r]);
+    }
+}
+
+inline bool fits_registers(const Product& p) {
+    return p.m <= kGroup && p.n % kColumns == 0 && p.b.row == 1 && p.b.dtype == DType::f32 &&
+           p.direct_a();
+}
+
+inline void few_rows_in_registers(const Product& p) {
+    int64_t per_task = std::max<int64_t>(1, kFewRowsTask / (p.k * kColumns * 16));
+    parallel_chunks(p.n / kColumns, per_task, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin * kColumns; j < end * kColumns; j += kColumns) {
+            Ahead ahead(p, j, kColumns);
+            for (int64_t k0 = 0; k0 < p.k; k0 += kKC)
+                with_rows(p.m, [&](auto rows) {
+                    eight_columns<rows.value>(p, j, k0, std::min(kKC, p.k - k0), ahead);
+                });
+        }
+    });
+}
+
+#else
+
+inline bool fits_registers(const Product&) { return false; }
+inline void few_rows_in_registers(const Product&) {}
+
+#endif
+
+// ---- any: B is packed a piece at a time, in the first cache, and the piece used by all rows ----
+
+constexpr int64_t kPiece = 64;  // k: 4 KB of a panel on AVX2
+
+// The sums of kRows rows by a panel, (kRows, kNR), go on over kc k; meanwhile n_lines are asked
+// for.
+template <int kRows, bool kPacked>
+void add_piece(int64_t kc, const float* a, int64_t a_row, const float* b, float* sums, Ahead& ahead,
+               int64_t n_lines) {
+    vf sum[kRows][2];
+    for (int r = 0; r < kRows; r++)
+        for (int v = 0; v < 2; v++) sum[r][v] = load(sums + r * kNR + v * VL);
+    int64_t every = n_lines ? (kPiece + n_lines - 1) / n_lines : kPiece;
+    for (int64_t k = 0; k < kc;) {
+        ahead.lines(1);
+        for (int64_t end = std::min(kc, k + every); k < end; k++) {
+            vf column[2];
+            for (int v = 0; v < 2; v++) column[v] = load(b + k * kNR + v * VL);
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; r++) {
+                vf x = broadcast(kPacked ? a[k * kFewRows + r] : a[r * a_row + k]);
+                for (int v = 0; v < 2; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
+            }
+        }
+    }
+    for (int r = 0; r < kRows; r++)
+        for (int v = 0; v < 2; v++) store(sums + r * kNR + v * VL, sum[r][v]);
+}
+
+// The columns [j, j + kNR) of C; a_packed, A as (k, kFewRows), is null where A is read in place.
+template <class T>
+void panel_by_pieces(const Product& p, const float* a_packed, int64_t j) {
+    alignas(64) float piece[kPiece * kNR];
+    alignas(64) float sums[kFewRows * kNR];
+    constexpr int64_t n_lines = kPiece * kNR * static_cast<int64_t>(sizeof(T)) / Ahead::kLine;
+    int64_t cols = std::min<int64_t>(kNR, p.n - j);
+    Ahead ahead(p, j, kNR);
+    for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
+        std::fill_n(sums, p.m * kNR, 0.0f);
+        for (int64_t k = k0, end = std::min(p.k, k0 + kKC); k < end; k += kPiece) {
+            int64_t kc = std::min(kPiece, end - k);
+            Matrix from = p.b_panel(k, j);
+            pack_panel<kNR>(reinterpret_cast<const T*>(from.p), from.row, from.col, cols, kc,
+                            piece);
+            for_row_groups(p.m, n_lines, [&](int64_t i, int64_t n_rows, int64_t lines) {
+                float* to = sums + i * kNR;
+                with_rows(n_rows, [&](auto rows) {
+                    constexpr int n = rows.value;
+                    if (a_packed) {
+                        const float* a = a_packed + k * kFewRows + i;
+                        add_piece<n, true>(kc, a, 0, piece, to, ahead, lines);
+                    } else {
+                        const float* a = p.a.at(i, k).floats();
+                        add_piece<n, false>(kc, a, p.a.row, piece, to, ahead, lines);
+                    }
+                });
+            });
+        }
+        Store s = p.store_at(0, j, k0);
+        for (int64_t i = 0; i < p.m; i++)
+            for (int64_t v = 0; v < kNR; v += VL)
+                store_block(s, i, v, load(sums + i * kNR + v), cols - v);
+    }
+}
+
+inline void few_rows_by_pieces(const Product& p) {
+    int64_t work = p.k * kNR * std::max<int64_t>(p.m, 16);
+    Scratch<float> a_packed(p.direct_a() ? 1 : p.k * kFewRows);
+    if (!p.direct_a()) pack_panel<kFewRows>(p.a, p.m, p.k, a_packed.get());
+    for_float_dtype("matmul", p.b.dtype, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (!std::is_same_v<T, double>)
+            parallel_chunks(
+                (p.n + kNR - 1) / kNR, kFewRowsTask / work, [&](int64_t j0, int64_t j1) {
+                    for (int64_t j = j0; j < j1; j++)
+                        panel_by_pieces<T>(p, p.direct_a() ? nullptr : a_packed.get(), j * kNR);
+                });
+    });
+}
+
+inline void few_rows(const Product& p) {
+    fits_registers(p) ? few_rows_in_registers(p) : few_rows_by_pieces(p);
+}
+
+}  // namespace mg
