@@ -105,6 +105,41 @@ inline bool all_seen(const AttentionShape& s, const AttentionOptions& o, int64_t
     return true;
 }
 
+// A tile of n queries and m keys of which query i sees the first i + offset (no key beyond, by
+// causality): what its products need not do. Scores beyond are left as they were.
+struct Stairs {
+    int64_t n, m, offset;
+    int64_t seen(int64_t i) const { return std::clamp<int64_t>(i + offset, 0, m); }
+};
+// keys × queries, a sum over k features
+struct StairsOfScores {
+    Stairs s;
+    int64_t k;
+    int64_t rows(int64_t j) const { return s.seen(j + kNR - 1); }
+    int64_t first(int64_t) const { return 0; }
+    int64_t last(int64_t) const { return k; }
+};
+// queries × features, a sum over keys
+struct StairsOfQueries {
+    Stairs s;
+    int64_t rows(int64_t) const { return s.n; }
+    int64_t first(int64_t) const { return 0; }
+    int64_t last(int64_t i) const { return s.seen(i); }
+};
+// keys × features, a sum over queries
+struct StairsOfKeys {
+    Stairs s;
+    int64_t rows(int64_t) const { return s.m; }
+    int64_t first(int64_t j) const { return std::clamp<int64_t>(j + 1 - s.offset, 0, s.n); }
+    int64_t last(int64_t) const { return s.n; }
+};
+
+// Of the keys [j0, j0 + nj) and the queries [i0, i0 + n).
+inline Stairs stairs_of(const AttentionShape& s, const AttentionOptions& o, int64_t i0, int64_t n,
+                        int64_t j0, int64_t nj) {
+    return {n, nj, o.causal ? i0 + s.n_keys - s.n_queries - j0 + 1 : nj};
+}
+
 inline bool is_seen(const AttentionShape& s, const AttentionOptions& o, int64_t i, int64_t j) {
     int64_t at = i + s.n_keys - s.n_queries;
     if (o.causal && j > at) return false;
@@ -176,122 +211,6 @@ inline void fill_dropout(const AttentionShape& s, const AttentionOptions& o, int
                      nj, words);
         for (int64_t j = 0; j < nj; j++)
             factor[j * kQueries + i] = words[j] >= threshold ? kept : 0.0f;
-    }
-}
-
-// ---- tiles ----
-
-// Rows of float32, read in place where they are that already, else converted to a scratch copy
-// whose row length is padded with zeros to whole vectors.
-struct Rows {
-    const float* p;
-    int64_t row;
-};
-inline int64_t padded(int64_t dim) { return (dim + VL - 1) / VL * VL; }
-
-template <class T>
-Rows float_rows(const T* x, int64_t row, int64_t n, int64_t dim, float* copy) {
-    if constexpr (std::is_same_v<T, float>)
-        if (dim % VL == 0) return {x, row};
-    int64_t wide = padded(dim);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < wide; d += VL) {
-            int64_t left = dim - d;
-            store(copy + i * wide + d,
-                  left >= VL ? load(x + i * row + d) : load(x + i * row + d, left));
-        }
-    return {copy, wide};
-}
-
-// packed[d][i] = x[i][d], i < n, zeros up to kQueries: the B operand of the products over features.
-inline void transpose_rows(const Rows& x, int64_t n, int64_t dim, float* packed) {
-    for (int64_t i = 0; i < kQueries; i += kNR)
-        pack_panel<kNR>(x.p + i * x.row, x.row, 1, std::clamp<int64_t>(n - i, 0, kNR), dim,
-                        packed + i * dim);
-}
-
-// C (m × n) = [C +] A (m × k) B (k × n), n whole vectors; A's element (i, l) at a[i * a_row + l *
-// a_col], where one of the two is 1; B's row l at b + l * b_row (next panel of kNR columns at
-// b_panel from there).
-template <int kRows, int kVectors, bool kUnitRows>
-MG_INLINE void tile_block(int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b,
-                          int64_t b_row, float* c, int64_t c_row, bool add) {
-    vf sum[kRows][kVectors];
-    for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < kVectors; v++) sum[r][v] = vf{};
-    for (int64_t l = 0; l < k; l++) {
-        vf column[kVectors];
-        for (int v = 0; v < kVectors; v++) column[v] = load(b + l * b_row + v * VL);
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; r++) {
-            vf x = broadcast(kUnitRows ? a[l * a_col + r] : a[r * a_row + l]);
-            for (int v = 0; v < kVectors; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
-        }
-    }
-    for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < kVectors; v++) {
-            float* at = c + r * c_row + v * VL;
-            store(at, add ? load(at) + sum[r][v] : sum[r][v]);
-        }
-}
-
-template <int kVectors, bool kUnitRows>
-void tile_columns(int64_t m, int64_t k, const float* a, int64_t a_row, int64_t a_col,
-                  const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-    int64_t i = 0, step = kUnitRows ? 1 : a_row;
-    for (; i + kMR <= m; i += kMR)
-        tile_block<kMR, kVectors, kUnitRows>(k, a + i * step, a_row, a_col, b, b_row, c + i * c_row,
-                                             c_row, add);
-    if constexpr (kMR > 8)
-        for (; i + 8 <= m; i += 8)
-            tile_block<8, kVectors, kUnitRows>(k, a + i * step, a_row, a_col, b, b_row,
-                                               c + i * c_row, c_row, add);
-    for (; i + 4 <= m; i += 4)
-        tile_block<4, kVectors, kUnitRows>(k, a + i * step, a_row, a_col, b, b_row, c + i * c_row,
-                                           c_row, add);
-    for (; i < m; i++)
-        tile_block<1, kVectors, kUnitRows>(k, a + i * step, a_row, a_col, b, b_row, c + i * c_row,
-                                           c_row, add);
-}
-
-template <bool kUnitRows>
-void tile_product(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col,
-                  const float* b, int64_t b_row, int64_t b_panel, float* c, int64_t c_row,
-                  bool add) {
-    int64_t j = 0;
-    for (; j + kNR <= n; j += kNR, b += b_panel)
-        tile_columns<2, kUnitRows>(m, k, a, a_row, a_col, b, b_row, c + j, c_row, add);
-    if (j < n) tile_columns<1, kUnitRows>(m, k, a, a_row, a_col, b, b_row, c + j, c_row, add);
-}
-
-// Whether some element of the rows is infinite or NaN: such a value must not meet a weight of 0.
-inline bool any_not_finite(const Rows& x, int64_t n, int64_t dim) {
-    vf sum{};
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < dim; d += VL) {
-            int64_t left = dim - d;
-            sum +=
-                (left >= VL ? load(x.p + i * x.row + d) : load(x.p + i * x.row + d, left)) * vf{};
-        }
-    float total = sum_lanes(sum);
-    return total != total;
-}
-
-// C (queries × D) [+]= W B for weights W[q][j] at w[j * kQueries + q], skipping weights of 0.
-inline void weighted_rows_skipping(int64_t n_queries, int64_t n_keys, int64_t dim, const float* w,
-                                   const Rows& b, float* c, int64_t c_row) {
-    for (int64_t j = 0; j < n_keys; j++)
-        for (int64_t i = 0; i < n_queries; i++)
-            if (float x = w[j * kQueries + i]; x != 0)
-                for (int64_t d = 0; d < dim; d++) c[i * c_row + d] += x * b.p[j * b.row + d];
-}
-
-template <class T>
-void store_rows(const float* x, int64_t x_row, int64_t n, int64_t dim, T* out, int64_t row) {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t d = 0;
-        for (; d + VL <= dim; d += VL) store(out + i * row + d, load(x + i * x_row + d));
-        if (d < dim) store(out + i * row + d, load(x + i * x_row + d, dim - d), dim - d);
     }
 }
 

@@ -2,7 +2,7 @@
 // tile by tile. One task does all query heads of one key head, query tile after query tile, so that
 // dk and dv are sums in one order. Five tile products:
 //   Sᵀ = K Qᵀ    dPᵀ = V dOᵀ    dV += Pᵀ dO    dK += dSᵀ Q    dQ += dS K
-#include "attention.h"
+#include "attention_tiles.h"
 
 namespace mg {
 namespace {
@@ -131,25 +131,26 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                 int64_t nj = std::min(kKeys, s.n_keys - j0);
                 Rows kt{keys.p + j0 * keys.row, keys.row},
                     vt{values.p + j0 * values.row, values.row};
-                tile_product<false>(nj, lanes, dim, kt.p, kt.row, 1, q_packed, kNR, kNR * dim,
-                                    t.weights, kQueries, false);
-                tile_product<false>(nj, lanes, dim, vt.p, vt.row, 1, g_packed, kNR, kNR * dim,
-                                    t.gradient, kQueries, false);
+                Stairs stairs = stairs_of(s, o, i0, ni, j0, nj);
+                tile_product<false>(StairsOfScores{stairs, dim}, lanes, kt.p, kt.row, 1, q_packed,
+                                    kNR, kNR * dim, t.weights, kQueries, false);
+                tile_product<false>(StairsOfScores{stairs, dim}, lanes, vt.p, vt.row, 1, g_packed,
+                                    kNR, kNR * dim, t.gradient, kQueries, false);
                 bool masked = m.mask || m.bias || !all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
                 if (masked) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
                 if (o.dropout > 0) fill_dropout(s, o, b, h, i0, ni, j0, nj, t.factor);
                 gradient_tile(lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr,
                               o.dropout > 0 ? t.factor : nullptr, t);
                 keep_nan(ni, nj, t);
-                tile_product<false>(nj, wide, ni, t.weights, kQueries, 1, g.p, g.row, kNR,
-                                    dv + j0 * wide, wide, true);
-                tile_product<false>(nj, wide, ni, t.gradient, kQueries, 1, q.p, q.row, kNR,
-                                    dk + j0 * wide, wide, true);
+                tile_product<false>(StairsOfKeys{stairs}, wide, t.weights, kQueries, 1, g.p, g.row,
+                                    kNR, dv + j0 * wide, wide, true);
+                tile_product<false>(StairsOfKeys{stairs}, wide, t.gradient, kQueries, 1, q.p, q.row,
+                                    kNR, dk + j0 * wide, wide, true);
                 if (masked && any_not_finite(kt, nj, dim)) {
                     weighted_rows_skipping(ni, nj, dim, t.gradient, kt, dq, wide);
                 } else {
-                    tile_product<true>(ni, wide, nj, t.gradient, 1, kQueries, kt.p, kt.row, kNR, dq,
-                                       wide, true);
+                    tile_product<true>(StairsOfQueries{stairs}, wide, t.gradient, 1, kQueries, kt.p,
+                                       kt.row, kNR, dq, wide, true);
                 }
             }
             store_rows(dq, wide, ni, dim, head_of<T>(x.dq, b, h, i0), x.dq.strides[2]);

@@ -1,7 +1,7 @@
 // Fused multi-head attention, forward: a running softmax over key tiles (Milakov and Gimelshein
 // 2018; Dao et al. 2022). q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D), out (B, Hq, Tq, D), all with
 // unit stride in D; lse (B, Hq, Tq).
-#include "attention.h"
+#include "attention_tiles.h"
 
 namespace mg {
 
@@ -57,27 +57,40 @@ std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const
 
 namespace {
 
+// The scaled scores of a tile in place, with what is added to them.
+void add_to_scores(int64_t lanes, int64_t nj, vf scale, const float* addend, float* scores) {
+    vf lowest = broadcast(-kInfinity);
+    for (int64_t j = 0; j < nj; j++)
+        for (int64_t i = 0; i < lanes; i += VL) {
+            float* at = scores + j * kQueries + i;
+            vf a = load(addend + j * kQueries + i);
+            // A masked score may be NaN.
+            store(at, select(a == lowest, lowest, load(at) * scale + a));
+        }
+}
+
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
 // output must be scaled by (alpha).
 void softmax_tile(int64_t lanes, int64_t nj, float scale, const float* addend, float* scores,
                   float* top, float* sum, float* alpha) {
     vf k = broadcast(scale), lowest = broadcast(-kInfinity);
+    if (addend) {
+        add_to_scores(lanes, nj, k, addend, scores);
+        k = broadcast(1.0f);
+    }
     for (int64_t i = 0; i < lanes; i += VL) {
         vf before = load(top + i), now = before;
+        vi nan = now != now;
         for (int64_t j = 0; j < nj; j++) {
-            float* at = scores + j * kQueries + i;
-            vf x = load(at) * k;
-            if (addend) {
-                vf a = load(addend + j * kQueries + i);
-                x = select(a == lowest, lowest, x + a);  // a masked score may be NaN
-            }
-            store(at, x);
-            now = select((x > now) | (x != x), x, now);
+            vf x = load(scores + j * kQueries + i) * k;
+            nan |= x != x;
+            now = larger(now, x);
         }
+        now = select(nan, broadcast(std::numeric_limits<float>::quiet_NaN()), now);
         vf safe = select(now == lowest, vf{}, now), total{};
         for (int64_t j = 0; j < nj; j++) {
             float* at = scores + j * kQueries + i;
-            vf e = exp_nonpositive(load(at) - safe);
+            vf e = exp_nonpositive(load(at) * k - safe);
             total += e;
             store(at, e);
         }
@@ -88,70 +101,126 @@ void softmax_tile(int64_t lanes, int64_t nj, float scale, const float* addend, f
     }
 }
 
+// Queries [i0, i0 + n) of one head, and what is known of their output so far.
+struct QueryTile {
+    int64_t i0, n, lanes;
+    KeyRange range;
+    float *packed, *acc;  // Qᵀ in panels; Σ exp(score - top) v
+    float *top, *sum;     // of the scores seen so far: the maximum, and Σ exp(score - top)
+};
+
+// Query tiles that meet each key tile together, so that it comes from an outer cache once for all
+// of them: as many as stay in L2 beside it.
+constexpr int64_t kGroupFloats = 1 << 16, kLargestGroup = 4;
+constexpr int64_t kTasks = 16;  // tasks to leave for the threads where tiles are few
+
 struct ForwardScratch {
     alignas(64) float scores[kKeys * kQueries];
     alignas(64) float extra[kKeys * kQueries];  // addend, then dropout factors
-    alignas(64) float top[kQueries], sum[kQueries], alpha[kQueries];
+    alignas(64) float top[kLargestGroup * kQueries], sum[kLargestGroup * kQueries];
+    alignas(64) float alpha[kQueries];
 };
 
+// A group of query tiles of one head.
 template <class T>
-void query_tile(const AttentionShape& s, const AttentionOptions& o, const AttentionMask& m,
-                const Array& q, const Array& k, const Array& v, const Array& out, const Array& lse,
-                int64_t b, int64_t h, int64_t i0) {
-    int64_t ni = std::min(kQueries, s.n_queries - i0), dim = s.dim, wide = padded(dim);
-    int64_t lanes = (ni + VL - 1) / VL * VL, kv = h / s.group();
-    Scratch<float> buffer(kQueries * dim + kQueries * wide + 2 * kKeys * wide);
-    float *q_packed = buffer.get(), *acc = q_packed + kQueries * dim;
-    float *k_copy = acc + kQueries * wide, *v_copy = k_copy + kKeys * wide;
-    ForwardScratch t;
-    transpose_rows(float_rows(head_of<T>(q, b, h, i0), q.strides[2], ni, dim, acc), ni, dim,
-                   q_packed);
-    std::fill_n(acc, kQueries * wide, 0.0f);
-    std::fill_n(t.top, kQueries, -kInfinity);
-    std::fill_n(t.sum, kQueries, 0.0f);
+struct QueryGroup {
+    const AttentionShape& s;
+    const AttentionOptions& o;
+    const AttentionMask& m;
+    int64_t b, h;
+    int64_t wide = padded(s.dim), panelled = (s.dim + kNR - 1) / kNR * kNR;
 
-    KeyRange range = keys_seen(s, o, i0, i0 + ni);
-    for (int64_t j0 = range.first / kKeys * kKeys; j0 < range.last; j0 += kKeys) {
-        int64_t nj = std::min(kKeys, s.n_keys - j0);
-        Rows keys = float_rows(head_of<T>(k, b, kv, j0), k.strides[2], nj, dim, k_copy);
-        Rows values = float_rows(head_of<T>(v, b, kv, j0), v.strides[2], nj, dim, v_copy);
-        tile_product<false>(nj, lanes, dim, keys.p, keys.row, 1, q_packed, kNR, kNR * dim, t.scores,
-                            kQueries, false);
-        bool masked = m.mask || m.bias || !all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
-        if (masked) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
-        softmax_tile(lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr, t.scores,
-                     t.top, t.sum, t.alpha);
+    void begin(QueryTile& x, const Array& q) const {
+        Rows rows = float_rows(head_of<T>(q, b, h, x.i0), q.strides[2], x.n, s.dim, x.acc);
+        transpose_rows(rows, x.n, s.dim, x.packed);
+        std::fill_n(x.acc, kQueries * wide, 0.0f);
+        std::fill_n(x.top, kQueries, -kInfinity);
+        std::fill_n(x.sum, kQueries, 0.0f);
+    }
+
+    // The keys [j0, j0 + nj), their values in panels.
+    void meet(QueryTile& x, int64_t j0, int64_t nj, const Rows& keys, const float* values,
+              ForwardScratch& t) const {
+        Stairs stairs = stairs_of(s, o, x.i0, x.n, j0, nj);
+        tile_product<false>(StairsOfScores{stairs, s.dim}, x.lanes, keys.p, keys.row, 1, x.packed,
+                            kNR, kNR * s.dim, t.scores, kQueries, false);
+        bool masked = m.mask || m.bias || !all_seen(s, o, x.i0, x.i0 + x.n, j0, j0 + nj);
+        if (masked) fill_addend(s, o, m, b, h, x.i0, x.n, j0, nj, t.extra);
+        softmax_tile(x.lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr, t.scores,
+                     x.top, x.sum, t.alpha);
         if (o.dropout > 0) {
-            fill_dropout(s, o, b, h, i0, ni, j0, nj, t.extra);
+            fill_dropout(s, o, b, h, x.i0, x.n, j0, nj, t.extra);
             for (int64_t j = 0; j < nj; j++)
-                for (int64_t i = 0; i < ni; i++)
+                for (int64_t i = 0; i < x.n; i++)
                     t.scores[j * kQueries + i] *= t.extra[j * kQueries + i];
         }
-        for (int64_t i = 0; i < ni; i++) {
+        for (int64_t i = 0; i < x.n; i++) {
+            if (t.alpha[i] == 1) continue;  // no score above the earlier ones
             vf factor = broadcast(t.alpha[i]);
             for (int64_t d = 0; d < wide; d += VL)
-                store(acc + i * wide + d, load(acc + i * wide + d) * factor);
+                store(x.acc + i * wide + d, load(x.acc + i * wide + d) * factor);
         }
-        if ((masked || o.dropout > 0) && any_not_finite(values, nj, dim)) {
-            weighted_rows_skipping(ni, nj, dim, t.scores, values, acc, wide);
+        if ((masked || o.dropout > 0) &&
+            any_not_finite({values, kNR}, nj * (panelled / kNR), kNR)) {
+            for (int64_t d = 0; d < s.dim; d += kNR)
+                weighted_rows_skipping(x.n, nj, std::min<int64_t>(kNR, s.dim - d), t.scores,
+                                       {values + d * nj, kNR}, x.acc + d, wide);
         } else {
-            tile_product<true>(ni, wide, nj, t.scores, 1, kQueries, values.p, values.row, kNR, acc,
-                               wide, true);
+            tile_product<true>(StairsOfQueries{stairs}, wide, t.scores, 1, kQueries, values, kNR,
+                               kNR * nj, x.acc, wide, true);
         }
     }
-    for (int64_t i = 0; i < ni; i++) {
-        bool unseen = t.top[i] == -kInfinity;
-        float inverse = unseen ? 0.0f : 1.0f / t.sum[i], total = t.top[i] + std::log(t.sum[i]);
-        if (unseen) total = -kInfinity;
-        // A score that is infinite or NaN: the weights have no meaning.
-        if (!(t.top[i] < kInfinity)) inverse = total = std::numeric_limits<float>::quiet_NaN();
-        for (int64_t d = 0; d < wide; d += VL)
-            store(acc + i * wide + d, load(acc + i * wide + d) * broadcast(inverse));
-        lse.ptr<float>()[b * lse.strides[0] + h * lse.strides[1] + (i0 + i) * lse.strides[2]] =
-            total;
+
+    void finish(const QueryTile& x, const Array& out, const Array& lse) const {
+        for (int64_t i = 0; i < x.n; i++) {
+            bool unseen = x.top[i] == -kInfinity;
+            float inverse = unseen ? 0.0f : 1.0f / x.sum[i], total = x.top[i] + std::log(x.sum[i]);
+            if (unseen) total = -kInfinity;
+            // A score that is infinite or NaN: the weights have no meaning.
+            if (!(x.top[i] < kInfinity)) inverse = total = std::numeric_limits<float>::quiet_NaN();
+            for (int64_t d = 0; d < wide; d += VL)
+                store(x.acc + i * wide + d, load(x.acc + i * wide + d) * broadcast(inverse));
+            *(head_of<float>(lse, b, h, x.i0) + i * lse.strides[2]) = total;
+        }
+        store_rows(x.acc, wide, x.n, s.dim, head_of<T>(out, b, h, x.i0), out.strides[2]);
     }
-    store_rows(acc, wide, ni, dim, head_of<T>(out, b, h, i0), out.strides[2]);
-}
+
+    // The queries [i0, i1).
+    void run(int64_t i0, int64_t i1, const Array& q, const Array& k, const Array& v,
+             const Array& out, const Array& lse) const {
+        int64_t kv = h / s.group(), n_tiles = (i1 - i0 + kQueries - 1) / kQueries;
+        int64_t tile_floats = kQueries * (s.dim + wide);
+        Scratch<float> buffer(n_tiles * tile_floats + kKeys * (wide + panelled));
+        float *k_copy = buffer.get() + n_tiles * tile_floats, *values = k_copy + kKeys * wide;
+        ForwardScratch t;
+        QueryTile tiles[kLargestGroup];
+        KeyRange all{s.n_keys, 0};
+        for (int64_t at = 0; at < n_tiles; at++) {
+            int64_t first = i0 + at * kQueries, n = std::min(kQueries, i1 - first);
+            float* packed = buffer.get() + at * tile_floats;
+            KeyRange range = keys_seen(s, o, first, first + n);
+            all = {std::min(all.first, range.first), std::max(all.last, range.last)};
+            tiles[at] = {first,
+                         n,
+                         (n + VL - 1) / VL * VL,
+                         range,
+                         packed,
+                         packed + kQueries * s.dim,
+                         t.top + at * kQueries,
+                         t.sum + at * kQueries};
+            begin(tiles[at], q);
+        }
+        for (int64_t j0 = all.first / kKeys * kKeys; j0 < all.last; j0 += kKeys) {
+            int64_t nj = std::min(kKeys, s.n_keys - j0);
+            Rows keys = float_rows(head_of<T>(k, b, kv, j0), k.strides[2], nj, s.dim, k_copy);
+            pack_rows(head_of<T>(v, b, kv, j0), v.strides[2], nj, s.dim, values);
+            for (int64_t at = 0; at < n_tiles; at++)
+                if (tiles[at].range.first < j0 + nj && j0 < tiles[at].range.last)
+                    meet(tiles[at], j0, nj, keys, values, t);
+        }
+        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], out, lse);
+    }
+};
 
 // A batch of sequences of one length.
 struct Part {
@@ -161,6 +230,7 @@ struct Part {
 
 void forward(const std::vector<Part>& parts, const AttentionOptions& o, const AttentionMask& m,
              DType dtype) {
+    if (parts.empty()) return;
     if (dtype == DType::f64) {
         for (const Part& p : parts) attention_fwd_f64(p.s, p.q, p.k, p.v, m, p.out, p.lse, o);
         return;
@@ -169,11 +239,18 @@ void forward(const std::vector<Part>& parts, const AttentionOptions& o, const At
         const Part* part;
         int64_t head, i0;
     };
+    int64_t longest = 0, tiles = 0;
+    for (const Part& p : parts) {
+        longest = std::max(longest, p.s.n_queries);
+        tiles += (p.s.n_queries + kQueries - 1) / kQueries * p.s.batch * p.s.heads;
+    }
+    int64_t group = std::clamp<int64_t>(
+        kGroupFloats / (2 * kQueries * padded(std::max<int64_t>(parts[0].s.dim, 1))), 1,
+        std::clamp<int64_t>(tiles / kTasks, 1, kLargestGroup));
+    int64_t step = group * kQueries;
     std::vector<Task> tasks;
-    int64_t longest = 0;
-    for (const Part& p : parts) longest = std::max(longest, p.s.n_queries);
-    // The last query tiles see the most keys: they go first.
-    for (int64_t i0 = (longest + kQueries - 1) / kQueries * kQueries; (i0 -= kQueries) >= 0;)
+    // The last queries see the most keys: they go first.
+    for (int64_t i0 = (longest + step - 1) / step * step; (i0 -= step) >= 0;)
         for (const Part& p : parts)
             for (int64_t head = 0; i0 < p.s.n_queries && head < p.s.batch * p.s.heads; head++)
                 tasks.push_back({&p, head, i0});
@@ -183,8 +260,8 @@ void forward(const std::vector<Part>& parts, const AttentionOptions& o, const At
             parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
                 const Task& t = tasks[static_cast<size_t>(task)];
                 const Part& p = *t.part;
-                query_tile<T>(p.s, o, m, p.q, p.k, p.v, p.out, p.lse, t.head / p.s.heads,
-                              t.head % p.s.heads, t.i0);
+                QueryGroup<T>{p.s, o, m, t.head / p.s.heads, t.head % p.s.heads}.run(
+                    t.i0, std::min(t.i0 + step, p.s.n_queries), p.q, p.k, p.v, p.out, p.lse);
             });
     });
 }

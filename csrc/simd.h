@@ -83,36 +83,32 @@ MG_INLINE V minimum(V a, V b) {
     return select((a < b) | (a != a), a, b);
 }
 
-// x limited from one side, in one instruction; NaN becomes the limit.
-MG_INLINE vf at_least(vf x, float low) {
+// The larger and the smaller one, in one instruction; b where either is NaN.
+MG_INLINE vf larger(vf a, vf b) {
 #if defined(MG_AVX512)
-    return (vf)_mm512_max_ps((__m512)x, _mm512_set1_ps(low));
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
 #elif defined(MG_AVX2)
-    return (vf)_mm256_max_ps((__m256)x, _mm256_set1_ps(low));
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
-    return select(x > broadcast(low), x, broadcast(low));
+    return select(a > b, a, b);
 #endif
 }
-MG_INLINE vf at_most(vf x, float high) {
+MG_INLINE vf smaller(vf a, vf b) {
 #if defined(MG_AVX512)
-    return (vf)_mm512_min_ps((__m512)x, _mm512_set1_ps(high));
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
 #elif defined(MG_AVX2)
-    return (vf)_mm256_min_ps((__m256)x, _mm256_set1_ps(high));
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
 #else
-    return select(x < broadcast(high), x, broadcast(high));
+    return select(a < b, a, b);
 #endif
 }
 
-// max(x, 0), in one instruction; NaN stays NaN.
-MG_INLINE vf positive_part(vf x) {
-#if defined(MG_AVX512)
-    return (vf)_mm512_max_ps((__m512)vf{}, (__m512)x);
-#elif defined(MG_AVX2)
-    return (vf)_mm256_max_ps((__m256)vf{}, (__m256)x);
-#else
-    return select(x < vf{}, vf{}, x);
-#endif
-}
+// x limited from one side; NaN becomes the limit.
+MG_INLINE vf at_least(vf x, float low) { return larger(x, broadcast(low)); }
+MG_INLINE vf at_most(vf x, float high) { return smaller(x, broadcast(high)); }
+
+// max(x, 0); NaN stays NaN.
+MG_INLINE vf positive_part(vf x) { return larger(vf{}, x); }
 
 MG_INLINE vf sqrt(vf x) {
 #if defined(MG_AVX512)
