@@ -120,9 +120,11 @@ MG_INLINE typename Lanes<T>::S max_row(const T* x, int64_t n) {
 
 // ---- argument checks ----
 
-inline void check_rows(const char* kernel, const Array& x, const Array& like) {
+inline void check_rows(const char* kernel, const Array& x, const Array& like,
+                       bool or_bf16 = false) {
     if (!x) return;
-    bool fits = x.ndim == 2 && x.dtype == like.dtype && x.shape[0] == like.shape[0] &&
+    bool mixed = or_bf16 && x.dtype == DType::bf16 && like.dtype == DType::f32;
+    bool fits = x.ndim == 2 && (x.dtype == like.dtype || mixed) && x.shape[0] == like.shape[0] &&
                 x.shape[1] == like.shape[1] && (x.shape[1] <= 1 || x.strides[1] == 1);
     if (!fits)
         throw std::invalid_argument(
@@ -140,6 +142,14 @@ inline void check_vector(const char* kernel, const Array& v, int64_t n, DType dt
 template <class T>
 MG_INLINE T* row(const Array& x, int64_t r) {
     return x ? x.ptr<T>() + r * x.strides[0] : nullptr;
+}
+
+// body(T{}), or body(bf16{}) where rows beside float32 ones are of that, as in mixed precision.
+template <class T, class Body>
+MG_INLINE void for_row_type(const Array& x, Body&& body) {
+    if constexpr (std::is_same_v<T, float>)
+        if (x.dtype == DType::bf16) return body(bf16{});
+    body(T{});
 }
 
 // ---- column sums of rows processed in blocks, added in order ----
