@@ -46,7 +46,7 @@ static std::vector<Kernel> list_kernels() {
 
     KERNEL(matmul, (A a, A b, A bias, A out, bool accumulate));
     KERNEL(pack_bf16, (A b, A packed));
-    KERNEL(matmul_packed, (A a, A packed, A bias, A out));
+    KERNEL(matmul_packed, (A a, A packed, A bias, A out, bool accumulate));
 
     KERNEL(softmax_fwd, (A x, A out));
     KERNEL(softmax_bwd, (A g, A y, A dx));
@@ -56,9 +56,9 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(layer_norm_fwd,
            (A x, A residual, A weight, A bias, A out, A summed, A mean, A rstd, double eps));
     KERNEL(layer_norm_bwd,
-           (A g, A g_summed, A x, A weight, A mean, A rstd, A dx, A dweight, A dbias));
+           (A g, A g_summed, A x, A weight, A mean, A rstd, A dx, A dx_update, A dweight, A dbias));
     KERNEL(rms_norm_fwd, (A x, A residual, A weight, A out, A summed, A rstd, double eps));
-    KERNEL(rms_norm_bwd, (A g, A g_summed, A x, A weight, A rstd, A dx, A dweight));
+    KERNEL(rms_norm_bwd, (A g, A g_summed, A x, A weight, A rstd, A dx, A dx_update, A dweight));
     KERNEL(bias_gelu_fwd, (A x, A bias, A out, A slope, bool tanh_form));
     KERNEL(bias_gelu_bwd, (A g, A slope, A dx, A dbias));
     KERNEL(attention_fwd, (A q, A k, A v, A mask, A bias, A out, A lse, double scale, bool causal,

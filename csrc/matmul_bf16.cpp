@@ -209,9 +209,10 @@ void pack_bf16(const Array& b, const Array& packed) {
                      packed.ptr<bf16>());
 }
 
-// out (M, N) = a (M, K) @ the b that `packed` was made from [+ bias (N,)]; a and out are float32 or
-// bfloat16, bias is float32.
-void matmul_packed(const Array& a, const Array& packed, const Array& bias, const Array& out) {
+// out (M, N) = a (M, K) @ the b that `packed` was made from [+ bias (N,)] [+ out]; a and out are
+// float32 or bfloat16, bias is float32.
+void matmul_packed(const Array& a, const Array& packed, const Array& bias, const Array& out,
+                   bool accumulate) {
     for (const Array* x : {&a, &out})
         if (x->dtype != DType::f32 && x->dtype != DType::bf16)
             unsupported("matmul_packed", x->dtype, "float32 and bfloat16");
@@ -231,7 +232,7 @@ void matmul_packed(const Array& a, const Array& packed, const Array& bias, const
                   out.dtype,
                   out.strides[0],
                   bias ? bias.ptr<float>() : nullptr,
-                  false});
+                  accumulate});
 }
 
 }  // namespace mg

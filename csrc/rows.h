@@ -120,9 +120,11 @@ MG_INLINE typename Lanes<T>::S max_row(const T* x, int64_t n) {
 
 // ---- argument checks ----
 
-inline void check_rows(const char* kernel, const Array& x, const Array& like) {
+inline void check_rows(const char* kernel, const Array& x, const Array& like,
+                       bool or_bf16 = false) {
     if (!x) return;
-    bool fits = x.ndim == 2 && x.dtype == like.dtype && x.shape[0] == like.shape[0] &&
+    bool mixed = or_bf16 && x.dtype == DType::bf16 && like.dtype == DType::f32;
+    bool fits = x.ndim == 2 && (x.dtype == like.dtype || mixed) && x.shape[0] == like.shape[0] &&
                 x.shape[1] == like.shape[1] && (x.shape[1] <= 1 || x.strides[1] == 1);
     if (!fits)
         throw std::invalid_argument(
@@ -145,13 +147,24 @@ MG_INLINE T* row(const Array& x, int64_t r) {
 // The row after r, or null behind the last one. A kernel that makes several passes over a row asks
 // memory for the next one (`ask`) in the last of them, which works from the first cache: memory
 // would rest meanwhile.
-template <class T>
-MG_INLINE const T* next_row(const Array& x, int64_t r) {
-    return r + 1 < x.shape[0] ? row<T>(x, r + 1) : nullptr;
+struct NextRow {
+    const char* at;
+    int64_t item;
+};
+MG_INLINE NextRow next_row(const Array& x, int64_t r) {
+    int64_t item = itemsize(x.dtype);
+    return {x && r + 1 < x.shape[0] ? x.data + (r + 1) * x.strides[0] * item : nullptr, item};
 }
-template <class T>
-MG_INLINE void ask(const T* next, int64_t i) {
-    if (next) __builtin_prefetch(next + i);
+MG_INLINE void ask(const NextRow& next, int64_t i) {
+    if (next.at) __builtin_prefetch(next.at + i * next.item);
+}
+
+// body(T{}), or body(bf16{}) where rows beside float32 ones are of that, as in mixed precision.
+template <class T, class Body>
+MG_INLINE void for_row_type(const Array& x, Body&& body) {
+    if constexpr (std::is_same_v<T, float>)
+        if (x.dtype == DType::bf16) return body(bf16{});
+    body(T{});
 }
 
 // ---- column sums of rows processed in blocks, added in order ----

@@ -6,6 +6,10 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+import numpy as np
+
+from minigrad import dtypes
+
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -19,6 +23,12 @@ _mode = _Mode()
 def active_precision() -> str:
     """The name of the precision in force (in this thread)."""
     return _mode.name
+
+
+def operand_dtype() -> np.dtype | None:
+    """The dtype that `linear` rounds its operands to, None where it does not: what feeds linear
+    layers alone may come in it."""
+    return dtypes.bfloat16 if _mode.name == "bf16" else None
 
 
 @contextlib.contextmanager

@@ -89,6 +89,42 @@ def test_the_bits_are_those_of_the_composed_form(level: str) -> None:
         assert got.numpy().tobytes() == want.numpy().tobytes()
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("n", [2, CHUNK_ROWS + 1])
+def test_mixed_precision_multiplies_in_bf16(n: int, reduction: str, level: str) -> None:
+    """Logits are those of rounded operands, not rounded themselves; gradients have the dtypes of
+    what they are of, within the rounding of the logits' gradient and of x's."""
+    leaves, targets = data(n)
+    x, w, b = leaves
+    rounded = [np.asarray(t.to("bfloat16").to("float64").numpy()) for t in (x, w)]
+    weights = np.ones(n)
+    if reduction == "mean":
+        weights /= (targets != -100).sum()
+    losses, *gradients = reference(*rounded, b.numpy().astype(np.float64), targets, 0.0, weights)
+    with mg.precision("bf16"):
+        loss = mg.linear_cross_entropy(x, w, targets, b, reduction=reduction)
+    assert loss.dtype.name == "float32"
+    close(loss.numpy(), losses if reduction == "none" else losses.sum() * weights[0], 4e-6)
+    for got, want in zip(mg.grad(loss.sum(), leaves), gradients, strict=True):
+        assert got.dtype.name == "float32"
+        difference = np.linalg.norm(got.numpy().astype(np.float64) - want)
+        assert difference <= 2.0**-8 * np.linalg.norm(want)
+
+
+def test_in_mixed_precision_the_weight_is_packed_once_a_version() -> None:
+    (x, w, b), targets = data(2 * CHUNK_ROWS + 3)
+    with mg.precision("bf16"):
+        mg.linear_cross_entropy(x, w, targets, b).backward()
+        with mg.profile() as p:
+            loss = mg.linear_cross_entropy(x, w, targets, b)
+            loss.backward()
+    assert p.rows["pack_bf16"].calls == 3  # the rows of three chunks, for the weight's gradient
+    assert len(w.storage.packed) == 2
+    wrong = pytest.raises(TypeError, match="linear_cross_entropy: weight is float64")
+    with mg.precision("bf16"), wrong:
+        mg.linear_cross_entropy(x, w.to("float64"), targets)
+
+
 @pytest.mark.parametrize("needs", [(0,), (1,), (2,), (0, 2)])
 def test_only_what_is_asked_for(needs: tuple[int, ...]) -> None:
     leaves, targets = data(300)

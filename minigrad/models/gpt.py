@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad import autograd, nn, ops
 from minigrad.capture import capture
-from minigrad.precision import active_precision
+from minigrad.precision import active_precision, operand_dtype
 from minigrad.random import Generator
 from minigrad.recompute import checkpoint_activations
 from minigrad.tensor import Tensor
@@ -62,12 +62,13 @@ class Block(nn.Module):
     def forward(
         self, stream: Tensor, update: Tensor | None = None, cache: nn.KVCache | None = None
     ) -> tuple[Tensor, Tensor]:
+        dtype = operand_dtype()  # norms feed linear layers
         if update is None:
-            normed = self.norm1(stream)
+            normed = self.norm1(stream, dtype=dtype)
         else:
-            normed, stream = self.norm1(update, stream)
+            normed, stream = self.norm1(update, stream, dtype)
         attended = self.dropout(self.attention(normed, cache=cache))
-        normed, stream = self.norm2(attended, stream)
+        normed, stream = self.norm2(attended, stream, dtype)
         return stream, self.dropout(self.feed_forward(normed))
 
 
@@ -115,16 +116,15 @@ class GPT(nn.Module):
             else:
                 stream, update = block(stream, update, caches[i] if caches else None)
         if update is None:
-            return self.norm(stream)
-        return self.norm(update, stream)[0]
+            return self.norm(stream, dtype=operand_dtype())
+        return self.norm(update, stream, operand_dtype())[0]
 
     def forward(self, tokens: Tensor, caches: list[nn.KVCache] | None = None) -> Tensor:
         return ops.linear(self.features(tokens, caches), self.token.weight)
 
     def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats a token; targets (B, T), -100 where none."""
-        # In mixed precision the head is a product of bfloat16, which only `linear` does.
-        if self.config.vocab_size >= LARGE_VOCABULARY and active_precision() == "fp32":
+        if self.config.vocab_size >= LARGE_VOCABULARY:
             return ops.linear_cross_entropy(
                 self.features(tokens), self.token.weight, targets, reduction=reduction
             )

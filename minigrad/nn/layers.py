@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -54,26 +55,28 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Layer norm over the last axis; with `residual`, of the sum, which is also returned."""
+    """Layer norm over the last axis; with `residual`, of the sum, which is also returned. `dtype`
+    is that of the result, as in `ops.layer_norm`."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         self.weight = ops.ones((dim,), requires_grad=True)
         self.bias = ops.zeros((dim,), requires_grad=True) if bias else None
         self.eps = eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps, residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, dtype: Any = None) -> Any:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps, residual, dtype)
 
 
 class RMSNorm(Module):
-    """RMS norm over the last axis; with `residual`, of the sum, which is also returned."""
+    """RMS norm over the last axis; with `residual`, of the sum, which is also returned. `dtype` is
+    that of the result, as in `ops.rms_norm`."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         self.weight = ops.ones((dim,), requires_grad=True)
         self.eps = eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return ops.rms_norm(x, self.weight, self.eps, residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None, dtype: Any = None) -> Any:
+        return ops.rms_norm(x, self.weight, self.eps, residual, dtype)
 
 
 class Dropout(Module):

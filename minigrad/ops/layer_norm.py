@@ -10,7 +10,7 @@ import numpy as np
 from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch
+from minigrad.dispatch import active_device, empty, launch
 from minigrad.ops.creation import as_tensor, cast, contiguous, unit_columns
 from minigrad.ops.elementwise import add, mul, rsqrt, sub
 from minigrad.ops.movement import as_rows, reshape
@@ -67,6 +67,7 @@ def _norm_bwd_ref(
     weight: Optional,
     centred: bool,
     dx: Optional,
+    dx_update: Optional,
     dweight: Optional,
     dbias: Optional,
 ) -> None:
@@ -75,14 +76,18 @@ def _norm_bwd_ref(
         dweight[...] = (gw * normed).sum(0).astype(dweight.dtype)
     if dbias is not None:
         dbias[...] = gw.sum(0).astype(dbias.dtype)
-    if dx is None or gw.size == 0:
+    wanted = [a for a in (dx, dx_update) if a is not None]
+    if not wanted or gw.size == 0:
         return
     scaled = gw if weight is None else gw * weight.astype(np.float64)
     inner = scaled - normed * (scaled * normed).mean(-1, keepdims=True)
     if centred:
         inner = inner - scaled.mean(-1, keepdims=True)
     total = inner * scale
-    dx[...] = (total if g_summed is None else total + g_summed.astype(np.float64)).astype(dx.dtype)
+    if g_summed is not None:
+        total = total + g_summed.astype(np.float64)
+    for a in wanted:
+        a[...] = total.astype(a.dtype)
 
 
 def _layer_norm_bwd_ref(
@@ -93,12 +98,13 @@ def _layer_norm_bwd_ref(
     mean: np.ndarray,
     rstd: np.ndarray,
     dx: Optional,
+    dx_update: Optional,
     dweight: Optional,
     dbias: Optional,
 ) -> None:
     scale = rstd.astype(np.float64)[:, None]
     normed = (x.astype(np.float64) - mean.astype(np.float64)[:, None]) * scale
-    _norm_bwd_ref(g, g_summed, normed, scale, weight, True, dx, dweight, dbias)
+    _norm_bwd_ref(g, g_summed, normed, scale, weight, True, dx, dx_update, dweight, dbias)
 
 
 def _rms_norm_fwd_ref(
@@ -125,12 +131,12 @@ def _rms_norm_bwd_ref(
     weight: Optional,
     rstd: np.ndarray,
     dx: Optional,
+    dx_update: Optional,
     dweight: Optional,
 ) -> None:
     scale = rstd.astype(np.float64)[:, None]
-    _norm_bwd_ref(
-        g, g_summed, x.astype(np.float64) * scale, scale, weight, False, dx, dweight, None
-    )
+    normed = x.astype(np.float64) * scale
+    _norm_bwd_ref(g, g_summed, normed, scale, weight, False, dx, dx_update, dweight, None)
 
 
 REFERENCE = {
@@ -157,19 +163,25 @@ def _statistics_dtype(x: np.ndarray) -> np.dtype:
 
 
 class LayerNorm(Function):
-    """→ normed, or (normed, x + residual) where a residual is given."""
+    """→ normed in `dtype`, or (normed, x + residual) where a residual is given."""
 
     @staticmethod
     def forward(
-        ctx: Node, x: np.ndarray, residual: Optional, weight: Optional, bias: Optional, eps: float
+        ctx: Node,
+        x: np.ndarray,
+        residual: Optional,
+        weight: Optional,
+        bias: Optional,
+        eps: float,
+        dtype: np.dtype,
     ) -> Any:
-        ctx.eps = eps
+        ctx.eps, ctx.x_dtype = eps, x.dtype
         ctx.mean = empty(x.shape[:1], _statistics_dtype(x))
         ctx.rstd = empty(x.shape[:1], _statistics_dtype(x))
         ctx.save_inputs(*((2,) if residual is not None else (2, 0)))
         ctx.save_outputs(*((1,) if residual is not None else ()))
-        out = empty(x.shape, x.dtype)
-        summed = None if residual is None else empty(x.shape, x.dtype)
+        out = empty(x.shape, dtype)
+        summed = None if residual is None else empty(x.shape, residual.dtype)
         launch("layer_norm_fwd", x, residual, weight, bias, out, summed, ctx.mean, ctx.rstd, eps)
         return out if summed is None else (out, summed)
 
@@ -180,8 +192,8 @@ class LayerNorm(Function):
             return _composed_backward(ctx, g, g_summed, x, weight, centred=True)
         need_x, need_residual, need_weight, need_bias = ctx.needs_input_grad
         if g is None:
-            return g_summed, g_summed, None, None
-        dx = empty(x.shape, x.dtype) if need_x or need_residual else None
+            return _update_gradient(ctx, g_summed), g_summed, None, None
+        dx, update = _gradients(ctx, x)
         dweight = empty(x.shape[1:], x.dtype) if need_weight else None
         dbias = empty(x.shape[1:], x.dtype) if need_bias else None
         launch(
@@ -193,12 +205,13 @@ class LayerNorm(Function):
             ctx.mean,
             ctx.rstd,
             dx,
+            update,
             dweight,
             dbias,
         )
         dx_tensor = _wrapped(dx)
         return (
-            dx_tensor if need_x else None,
+            (dx_tensor if update is None else _wrapped(update)) if need_x else None,
             dx_tensor if need_residual else None,
             _wrapped(dweight),
             _wrapped(dbias),
@@ -206,16 +219,23 @@ class LayerNorm(Function):
 
 
 class RMSNorm(Function):
-    """→ normed, or (normed, x + residual) where a residual is given."""
+    """→ normed in `dtype`, or (normed, x + residual) where a residual is given."""
 
     @staticmethod
-    def forward(ctx: Node, x: np.ndarray, residual: Optional, weight: Optional, eps: float) -> Any:
-        ctx.eps = eps
+    def forward(
+        ctx: Node,
+        x: np.ndarray,
+        residual: Optional,
+        weight: Optional,
+        eps: float,
+        dtype: np.dtype,
+    ) -> Any:
+        ctx.eps, ctx.x_dtype = eps, x.dtype
         ctx.rstd = empty(x.shape[:1], _statistics_dtype(x))
         ctx.save_inputs(*((2,) if residual is not None else (2, 0)))
         ctx.save_outputs(*((1,) if residual is not None else ()))
-        out = empty(x.shape, x.dtype)
-        summed = None if residual is None else empty(x.shape, x.dtype)
+        out = empty(x.shape, dtype)
+        summed = None if residual is None else empty(x.shape, residual.dtype)
         launch("rms_norm_fwd", x, residual, weight, out, summed, ctx.rstd, eps)
         return out if summed is None else (out, summed)
 
@@ -226,8 +246,8 @@ class RMSNorm(Function):
             return _composed_backward(ctx, g, g_summed, x, weight, centred=False)[:3]
         need_x, need_residual, need_weight = ctx.needs_input_grad
         if g is None:
-            return g_summed, g_summed, None
-        dx = empty(x.shape, x.dtype) if need_x or need_residual else None
+            return _update_gradient(ctx, g_summed), g_summed, None
+        dx, update = _gradients(ctx, x)
         dweight = empty(x.shape[1:], x.dtype) if need_weight else None
         launch(
             "rms_norm_bwd",
@@ -237,14 +257,31 @@ class RMSNorm(Function):
             None if weight is None else weight._array,
             ctx.rstd,
             dx,
+            update,
             dweight,
         )
         dx_tensor = _wrapped(dx)
         return (
-            dx_tensor if need_x else None,
+            (dx_tensor if update is None else _wrapped(update)) if need_x else None,
             dx_tensor if need_residual else None,
             _wrapped(dweight),
         )
+
+
+def _gradients(ctx: Node, x: np.ndarray) -> tuple[Optional, Optional]:
+    """Arrays for those of x and residual, which are one and the same; and where x was narrower than
+    the residual, for that of x."""
+    need_x, need_residual, *_ = ctx.needs_input_grad
+    if ctx.x_dtype == x.dtype:
+        return (empty(x.shape, x.dtype) if need_x or need_residual else None), None
+    return (
+        empty(x.shape, x.dtype) if need_residual else None,
+        empty(x.shape, ctx.x_dtype) if need_x else None,
+    )
+
+
+def _update_gradient(ctx: Node, g_summed: Tensor | None) -> Tensor | None:
+    return None if g_summed is None else cast(g_summed, ctx.x_dtype)
 
 
 def _wrapped(array: Optional) -> Tensor | None:
@@ -261,7 +298,8 @@ def _composed_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients in differentiable operations; (x, residual, weight, bias)."""
     if g is None:
-        return g_summed, g_summed, None, None
+        return _update_gradient(ctx, g_summed), g_summed, None, None
+    g = cast(g, x.dtype)
     shifted = sub(x, mean(x, -1, keepdims=True)) if centred else x
     scale = rsqrt(add(mean(mul(shifted, shifted), -1, keepdims=True), ctx.eps))
     normed = mul(shifted, scale)
@@ -272,13 +310,24 @@ def _composed_backward(
     dx = mul(inner, scale)
     if g_summed is not None:
         dx = add(dx, g_summed)
-    return dx, dx, sum_(mul(g, normed), 0), sum_(g, 0)
+    return cast(dx, ctx.x_dtype), dx, sum_(mul(g, normed), 0), sum_(g, 0)
 
 
 # ---- public ----
 
+_MIXED = dtypes.bfloat16, dtypes.float32  # an update or a result, and what is normalised
 
-def _prepare(op: str, x: TensorLike, residual: Tensor | None, **vectors: Tensor | None) -> Any:
+
+def _mixed(narrow: np.dtype, whole: np.dtype) -> bool:
+    """Whether the kernels take these together; those for a GPU take one dtype."""
+    return (narrow, whole) == _MIXED and active_device() == "cpu"
+
+
+def _prepare(
+    op: str, x: TensorLike, residual: Tensor | None, dtype: Any, **vectors: Tensor | None
+) -> Any:
+    """The shape of the result, its dtype, the one that the kernel gives it in; x and residual as
+    rows, and the vectors."""
     x = as_tensor(x)
     if not dtypes.is_floating(x.dtype):
         raise TypeError(f"{op}: expected a floating dtype, got {x.dtype.name}")
@@ -291,22 +340,34 @@ def _prepare(op: str, x: TensorLike, residual: Tensor | None, **vectors: Tensor 
                 f"not match x, {x.shape} and {x.dtype.name}"
             )
         # As in x + residual: a bfloat16 update meets a float32 stream in float32.
-        dtype = dtypes.promote(x.dtype, residual.dtype)
-        x, residual = cast(x, dtype), cast(residual, dtype)
+        whole = dtypes.promote(x.dtype, residual.dtype)
+        if not _mixed(x.dtype, whole):
+            x = cast(x, whole)
+        residual = cast(residual, whole)
+    else:
+        whole = x.dtype
+    wanted = whole if dtype is None else dtypes.as_dtype(dtype)
+    if wanted != whole and (wanted, whole) != _MIXED:
+        raise TypeError(
+            f"{op}: dtype {wanted.name} for a norm of {whole.name}; expected {whole.name}, or "
+            "bfloat16 for one of float32: convert the result with .to(dtype)"
+        )
     for name, vector in vectors.items():
-        if vector is not None and (vector.shape != x.shape[-1:] or vector.dtype != x.dtype):
+        if vector is not None and (vector.shape != x.shape[-1:] or vector.dtype != whole):
             raise ValueError(
                 f"{op}: {name} has shape {vector.shape} and dtype {vector.dtype.name}; expected "
-                f"{x.shape[-1:]} and {x.dtype.name}"
+                f"{x.shape[-1:]} and {whole.name}"
             )
     ready = [None if v is None else contiguous(v) for v in vectors.values()]
-    return x.shape, as_rows(x), None if residual is None else as_rows(residual), *ready
+    made = wanted if _mixed(wanted, whole) else whole
+    rows = as_rows(x), None if residual is None else as_rows(residual)
+    return x.shape, wanted, made, *rows, *ready
 
 
-def _restore(out: Any, shape: tuple[int, ...]) -> Any:
+def _restore(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
     if isinstance(out, tuple):
-        return tuple(reshape(o, shape) for o in out)
-    return reshape(out, shape)
+        return cast(reshape(out[0], shape), dtype), reshape(out[1], shape)
+    return cast(reshape(out, shape), dtype)
 
 
 def layer_norm(
@@ -315,17 +376,19 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     residual: Tensor | None = None,
+    dtype: Any = None,
 ) -> Any:
     """(x - mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016).
 
     weight and bias have the last axis's shape. With `residual` (x's shape) the sum x + residual is
     normalised, and (normed, sum) is returned. Statistics in float32 (float64 for float64), in two
-    passes.
+    passes. `dtype` is that of normed: bfloat16 where a norm of float32 feeds products of bfloat16.
     """
-    shape, flat, flat_residual, weight, bias = _prepare(
-        "layer_norm", x, residual, weight=weight, bias=bias
+    shape, wanted, made, flat, flat_residual, weight, bias = _prepare(
+        "layer_norm", x, residual, dtype, weight=weight, bias=bias
     )
-    return _restore(LayerNorm.apply(flat, flat_residual, weight, bias, eps=eps), shape)
+    out = LayerNorm.apply(flat, flat_residual, weight, bias, eps=eps, dtype=made)
+    return _restore(out, shape, wanted)
 
 
 def rms_norm(
@@ -333,10 +396,15 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float = 1e-6,
     residual: Tensor | None = None,
+    dtype: Any = None,
 ) -> Any:
     """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang and Sennrich 2019).
 
     With `residual` (x's shape) the sum x + residual is normalised, and (normed, sum) is returned.
+    `dtype` as in `layer_norm`.
     """
-    shape, flat, flat_residual, weight = _prepare("rms_norm", x, residual, weight=weight)
-    return _restore(RMSNorm.apply(flat, flat_residual, weight, eps=eps), shape)
+    shape, wanted, made, flat, flat_residual, weight = _prepare(
+        "rms_norm", x, residual, dtype, weight=weight
+    )
+    out = RMSNorm.apply(flat, flat_residual, weight, eps=eps, dtype=made)
+    return _restore(out, shape, wanted)

@@ -39,25 +39,31 @@ def pack_reference(b: np.ndarray, packed: np.ndarray) -> None:
 
 
 def _matmul_packed_ref(
-    a: np.ndarray, packed: np.ndarray, bias: np.ndarray | None, out: np.ndarray
+    a: np.ndarray,
+    packed: np.ndarray,
+    bias: np.ndarray | None,
+    out: np.ndarray,
+    accumulate: bool,
 ) -> None:
     panels, pairs, columns, _ = packed.shape
     b = packed.transpose(1, 3, 0, 2).reshape(2 * pairs, panels * columns)
     b = b[: a.shape[1], : out.shape[1]].astype(np.float64)
     total = np.matmul(a.astype(dtypes.bfloat16).astype(np.float64), b)
-    out[...] = (total if bias is None else total + bias).astype(out.dtype)
+    if bias is not None:
+        total = total + bias
+    out[...] = (total + out.astype(np.float64) if accumulate else total).astype(out.dtype)
 
 
 REFERENCE = {"pack_bf16": pack_reference, "matmul_packed": _matmul_packed_ref}
 COST = {
     "pack_bf16": lambda b, packed: Cost(nbytes(b, packed), b.size),
-    "matmul_packed": lambda a, packed, bias, out: Cost(
+    "matmul_packed": lambda a, packed, bias, out, accumulate: Cost(
         nbytes(a, packed, bias, out), 2 * out.size * a.shape[1]
     ),
 }
 
 
-def _pack(b: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+def pack(b: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
     """b (K, N) as panels, in the buffer `into` where one is given."""
     packed = empty(_packed_shape(*b.shape), dtypes.bfloat16) if into is None else into
     launch("pack_bf16", b, packed)
@@ -86,7 +92,7 @@ class PackedCopy(NamedTuple):
 
     def renew(self, matrix: np.ndarray) -> None:
         if self.storage.packed[self.layout][0] != self.storage.version:
-            _pack(matrix, self.panels)
+            pack(matrix, self.panels)
             self.written()
 
 
@@ -108,7 +114,7 @@ def packed_weight(weight: Tensor) -> np.ndarray:
         return panels
     if panels is None:
         _make_room(storage)
-    panels = _pack(array.T, panels)
+    panels = pack(array.T, panels)
     storage.packed[layout] = storage.version, panels
     recording.made(panels)
     return panels
@@ -149,7 +155,7 @@ class LinearBf16(Function):
         kept: Tensor | None = None,
     ) -> np.ndarray:
         ctx.save_inputs(0, 1, 2)
-        packed = _pack(weight.T) if kept is None else packed_weight(kept)
+        packed = pack(weight.T) if kept is None else packed_weight(kept)
         return packed_product(x, packed, bias, weight.shape[0], dtype)
 
     @staticmethod
@@ -166,7 +172,7 @@ def packed_product(
 ) -> np.ndarray:
     """x (M, K) @ the (K, n) that `packed` holds [+ bias], in `dtype`."""
     out = empty((x.shape[0], n), dtype)
-    launch("matmul_packed", x, packed, bias, out)
+    launch("matmul_packed", x, packed, bias, out, False)
     return out
 
 

@@ -2,9 +2,10 @@
 never exist as a whole (after Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
 Models", and the Liger kernels, Hsu et al. 2024).
 
-Composed of the kernels `matmul`, `cross_entropy_fwd` and `cross_entropy_bwd` on one chunk's logits;
-a profile shows them under those names. The gradients of a mean or a sum are made in forward, while
-the chunk's logits are there, and only multiplied by the incoming gradient in backward (`scale`).
+Composed of the kernels `matmul` (in mixed precision `matmul_packed`), `cross_entropy_fwd` and
+`cross_entropy_bwd` on one chunk's logits; a profile shows them under those names. The gradients of
+a mean or a sum are made in forward, while the chunk's logits are there, and only multiplied by the
+incoming gradient in backward (`scale`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
-from minigrad.ops.creation import as_tensor, contiguous, copied
+from minigrad.ops.creation import as_tensor, cast, contiguous, copied
 from minigrad.ops.cross_entropy import checked_targets, row_share
+from minigrad.ops.linear_bf16 import pack, packed_weight
 from minigrad.ops.matmul import check_linear, product_into
-from minigrad.ops.movement import reshape
+from minigrad.ops.movement import reshape, swapaxes
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["linear_cross_entropy"]
@@ -47,6 +49,40 @@ class _Inputs(NamedTuple):
     weight: np.ndarray  # (V, D)
     bias: Optional  # (V,)
     targets: np.ndarray  # (N,)
+    kept: Tensor | None  # the weight once more where bfloat16 is multiplied, as in `LinearBf16`
+
+
+class _Plain:
+    """The three products, in the dtype of x."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight = weight
+
+    def logits(self, x: np.ndarray, bias: Optional, out: np.ndarray) -> None:
+        product_into(x, self.weight.T, bias, out)
+
+    def dx(self, g: np.ndarray, out: np.ndarray) -> None:
+        product_into(g, self.weight, None, out)
+
+    def dweight(self, g: np.ndarray, x: np.ndarray, out: np.ndarray, accumulate: bool) -> None:
+        product_into(g.T, x, None, out, accumulate)
+
+
+class _OfBf16:
+    """The same of operands rounded to bfloat16, with the weight's packed copies."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def logits(self, x: np.ndarray, bias: Optional, out: np.ndarray) -> None:
+        launch("matmul_packed", x, packed_weight(self.weight), bias, out, False)
+
+    def dx(self, g: np.ndarray, out: np.ndarray) -> None:
+        across = swapaxes(self.weight, 0, 1)
+        launch("matmul_packed", g, packed_weight(across), None, out, False)
+
+    def dweight(self, g: np.ndarray, x: np.ndarray, out: np.ndarray, accumulate: bool) -> None:
+        launch("matmul_packed", g.T, pack(x), None, out, accumulate)
 
 
 def _wide(dtype: np.dtype) -> np.dtype:
@@ -63,7 +99,8 @@ def _sweep(
 ) -> list[Optional]:
     """Fills the losses (N,); for gradients g of theirs (N,), returns those of x, weight and bias
     that `needs` asks for."""
-    x, weight, bias, targets = given
+    x, weight, bias, targets, kept = given
+    products = _Plain(weight) if kept is None else _OfBf16(kept)
     n, wide = x.shape[0], losses.dtype
     dx = empty(x.shape, x.dtype) if needs[0] else None
     sums = [
@@ -79,19 +116,20 @@ def _sweep(
     for begin in range(0, n, CHUNK_ROWS):
         rows = slice(begin, min(n, begin + CHUNK_ROWS))
         logits, own = buffer[: rows.stop - begin], lse[: rows.stop - begin]
-        product_into(x[rows], weight.T, bias, logits)
+        products.logits(x[rows], bias, logits)
         launch("cross_entropy_fwd", logits, targets[rows], losses[rows], own, *options)
         if g is None:
             continue
         launch("cross_entropy_bwd", g[rows], logits, targets[rows], own, logits, *options)
         if dx is not None:
-            product_into(logits, weight, None, dx[rows])
+            products.dx(logits, dx[rows])
         if sums[0] is not None:
-            product_into(logits.T, x[rows], None, sums[0], begin > 0)
+            products.dweight(logits, x[rows], sums[0], begin > 0)
         if sums[1] is not None:
             column = ones[:, : rows.stop - begin]
             product_into(column, logits, None, sums[1].reshape(1, -1), begin > 0)
-    return [dx, *[a if a is None or a.dtype == x.dtype else copied(a, x.dtype) for a in sums]]
+    dtype = weight.dtype  # and the bias's
+    return [dx, *[a if a is None or a.dtype == dtype else copied(a, dtype) for a in sums]]
 
 
 class LinearCrossEntropy(Function):
@@ -108,11 +146,13 @@ class LinearCrossEntropy(Function):
         ignore_index: int,
         label_smoothing: float,
         share: Optional,
+        kept: Tensor | None = None,
     ) -> np.ndarray:
         ctx.options, ctx.share = (ignore_index, label_smoothing), share
+        ctx.in_bf16 = kept is not None
         ctx.save_inputs(0, 1, 2, 3)
         losses = empty(targets.shape, _wide(x.dtype))
-        given, needs = _Inputs(x, weight, bias, targets), ctx.needs_input_grad[:3]
+        given, needs = _Inputs(x, weight, bias, targets, kept), ctx.needs_input_grad[:3]
         ctx.gradients = None
         if share is None or True not in needs:
             _sweep(given, ctx.options, losses)
@@ -134,8 +174,10 @@ class LinearCrossEntropy(Function):
             )
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so there once only
         if gradients is None:
-            arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
-            given = _Inputs(*arrays)
+            saved = ctx.saved
+            arrays: list[Any] = [None if t is None else t._array for t in saved]
+            x, weight, bias, targets = arrays
+            given = _Inputs(x, weight, bias, targets, saved[1] if ctx.in_bf16 else None)
             losses = empty(given.targets.shape, _wide(given.x.dtype))
             own = contiguous(g)._array if ctx.share is None else _shares(losses, ctx.share)
             gradients = _sweep(given, ctx.options, losses, own, ctx.needs_input_grad[:3])
@@ -164,9 +206,10 @@ def linear_cross_entropy(
 
     x (…, D), weight (V, D), bias (V,), integer targets (…); options and result as in
     `cross_entropy`. Holds the logits of 512 rows at a time, in float32 (float64 for float64)
-    whatever the dtype of x, and sums the weight's gradient over chunks in that type. With "mean"
-    and "sum" the gradients are made in forward; with "none", and for a second backward, the logits
-    are made again.
+    whatever the dtype of x, and sums the weight's gradient over chunks in that type; so too under
+    `mg.precision("bf16")`, where products are of bfloat16 as in `linear`. With "mean" and "sum" the
+    gradients are made in forward; with "none", and for a second backward, the logits are made
+    again.
 
     Has no second derivative: asked for one, it raises and names the composed form. Raises as
     `linear` and `cross_entropy` do on what does not fit.
@@ -177,7 +220,9 @@ def linear_cross_entropy(
     """
     op = "linear_cross_entropy"
     x = as_tensor(x)
-    check_linear(op, x, weight, bias)
+    in_bf16 = check_linear(op, x, weight, bias)
+    if in_bf16:
+        x = cast(x, dtypes.bfloat16)
     shape = (*x.shape[:-1], weight.shape[0])
     wanted = checked_targets(op, targets, shape, x.dtype, label_smoothing, ignore_index, reduction)
     n_rows = math.prod(wanted.shape)
@@ -187,13 +232,15 @@ def linear_cross_entropy(
     elif reduction == "sum":
         share = empty((), _wide(x.dtype))
         launch("fill", share, 1.0)
+    weight = contiguous(weight)
     out = LinearCrossEntropy.apply(
         contiguous(reshape(x, (n_rows, x.shape[-1]))),
-        contiguous(weight),
+        weight,
         None if bias is None else contiguous(bias),
         contiguous(reshape(wanted, (n_rows,))),
         ignore_index=ignore_index,
         label_smoothing=float(label_smoothing),
         share=share,
+        kept=weight if in_bf16 else None,
     )
     return reshape(out, wanted.shape) if reduction == "none" else out

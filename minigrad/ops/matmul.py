@@ -219,32 +219,33 @@ class LinearGelu(Function):
         return *(bf16_gradients if ctx.in_bf16 else _gradients)(needs, dz, x, weight), dbias
 
 
-def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """Refuses operands of x weightᵀ + bias that do not fit each other."""
-    same_dtype(op, x, weight, bias)
-    _check_linear_shapes(op, x, weight, bias)
-
-
-def _check_linear_shapes(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Refuses operands of x weightᵀ + bias that do not fit each other. Whether bfloat16 is to be
+    multiplied."""
+    in_bf16 = active_precision() == "bf16"
+    if in_bf16:
+        _check_bf16(op, x, weight, bias)
+    else:
+        same_dtype(op, x, weight, bias)
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"{op}: x of shape {x.shape} does not fit a weight (out, in) of {weight.shape}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias of shape {bias.shape}; expected {weight.shape[:1]}")
+    return in_bf16
 
 
-def _check_bf16(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check_bf16(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Refuses what mixed precision does not multiply."""
     for name, operand in (("x", x), ("weight", weight), ("bias", bias)):
         allowed = (dtypes.float32,) if name == "bias" else (dtypes.float32, dtypes.bfloat16)
         if operand is not None and operand.dtype not in allowed:
             raise TypeError(
-                f'linear: {name} is {operand.dtype.name}; mg.precision("bf16") takes '
+                f'{op}: {name} is {operand.dtype.name}; mg.precision("bf16") takes '
                 f"{' or '.join(d.name for d in allowed)}: convert it with .to(dtype), or use "
                 'mg.precision("fp32") here'
             )
-    _check_linear_shapes("linear", x, weight, bias)
 
 
 def linear(
@@ -260,11 +261,7 @@ def linear(
     bfloat16, in which the result comes; gradients have the dtypes of x, weight and bias.
     """
     x = as_tensor(x)
-    in_bf16 = active_precision() == "bf16"
-    if in_bf16:
-        _check_bf16(x, weight, bias)
-    else:
-        check_linear("linear", x, weight, bias)
+    in_bf16 = check_linear("linear", x, weight, bias)
     if activation not in (None, "relu", "gelu", "gelu_tanh"):
         raise ValueError(f"linear: unknown activation {activation!r}")
     rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
