@@ -342,3 +342,37 @@ def test_refused_before_it_runs(name: str, tmp_path: Path) -> None:
     line = text.splitlines()[caught.value.line - 1]
     assert re.search(says, line) or name == "recursion"
     assert caught.value.line > 0
+
+
+def test_swizzled_box_ends_with_its_last_line() -> None:
+    """A swizzle spreads a box over whole lines of 128 bytes: one that ends in the middle of the
+    last line of shared memory would be written beyond it."""
+    rows = 49  # of 16 bytes, after 128 bytes: the line at 0x380 has its chunks turned by 0x70
+    fields = {
+        "global_address": ("b64", "%data"), "rank": ("b32", "1"), "box_dim": ("b32", "0, 8"),
+        "box_dim ": ("b32", f"1, {rows}"), "global_dim": ("b32", "0, 8"),
+        "global_dim ": ("b32", f"1, {rows}"), "global_stride": ("b64", "0, 16"),
+        "element_stride": ("b32", "0, 1"), "element_stride ": ("b32", "1, 1"),
+        "elemtype": ("b32", "6"), "interleave_layout": ("b32", "0"), "swizzle_mode": ("b32", "3"),
+        "fill_mode": ("b32", "0"),
+    }  # fmt: skip
+    replace = [
+        f"tensormap.replace.tile.{name.strip()}.global.b1024.{width} [%map], {value};"
+        for name, (width, value) in fields.items()
+    ]
+    text = "\n".join([
+        ".version 8.3", ".target sm_90a", ".address_size 64",
+        ".visible .entry k(.param .u64 map, .param .u64 data)", "{",
+        ".shared .align 128 .b8 bar[128];", f".shared .align 128 .b8 box[{16 * rows}];",
+        ".reg .b64 %map, %data;", ".reg .b32 %bar, %box;",
+        "ld.param.u64 %map, [map];", "ld.param.u64 %data, [data];", *replace,
+        "mov.u32 %bar, bar;", "mov.u32 %box, box;",
+        "mbarrier.init.shared::cta.b64 [%bar], 1;",
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%box], "
+        "[%map, {0, 0}], [%bar];",
+        "ret;", "}",
+    ])  # fmt: skip
+    given = [owned(np.zeros(128, np.uint8)), owned(np.zeros(8 * rows, np.float16))]
+    with pytest.raises(ptx.PtxFault, match="896 bytes at 128 of shared memory") as caught:
+        ptx.run(text, "k", 1, 1, given)
+    assert caught.value.kind == "out_of_bounds"

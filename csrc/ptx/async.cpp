@@ -4,6 +4,9 @@
 // for; until then the bytes are marked pending, so an early read is found although the stale value
 // is there. Groups are a thread's own: a group lists the lanes that still wait for it.
 #include "async.h"
+
+#include <algorithm>
+
 #include "lanes.h"
 
 namespace ptx {
@@ -25,20 +28,74 @@ namespace {
 
 // ---- cp.async ----
 
-void land(Warp& w, const Copy& copy) {
+void land(Warp& w, const Copy& copy, u32 lanes) {
     Block& b = *w.block;
-    u8* to = b.shared.data() + copy.to;
-    u8* state = b.state.data() + copy.to;
-    if (copy.bytes == 16) {
-        std::memcpy(to, copy.data, 16);
-        if (b.checking) std::memset(state, kInit, 16);
-    } else {
-        std::memcpy(to, copy.data, copy.bytes);
-        if (b.checking) std::memset(state, kInit, copy.bytes);
+    u8* shared = b.shared.data();
+    u8* state = b.state.data();
+    u64* writers = b.writers.data();
+    const bool checking = b.checking, racing = b.racing;
+    const u64 mine = entry_for(b, w.id, copy.instruction, false);
+    const U4 entries = {mine, mine, mine, mine};
+    for (u32 m = lanes; m; m &= m - 1) {
+        int l = first_lane(m);
+        u32 to = copy.to[l];
+        if (copy.bytes == 16) {
+            std::memcpy(shared + to, copy.data[l], 16);
+            if (checking) std::memset(state + to, kInit, 16);
+            if (racing) std::memcpy(writers + (to >> 2), &entries, sizeof(entries));
+        } else {
+            std::memcpy(shared + to, copy.data[l], copy.bytes);
+            if (checking) std::memset(state + to, kInit, copy.bytes);
+            if (racing) writers[to >> 2] = writers[(to + copy.bytes - 1) >> 2] = mine;
+        }
     }
-    if (!b.racing) return;
-    u64 mine = entry_for(b, w.id, copy.instruction, false);
-    for (u32 i = copy.to >> 2; i <= (copy.to + copy.bytes - 1) >> 2; ++i) b.writers[i] = mine;
+}
+
+// The common case of a copy: all lanes take 16 bytes each from one array. Whether it was that.
+bool read_whole(Warp& w, const Code* c, u32 wanted, const u64* from, Copy& copy) {
+    const std::vector<Range>& ranges = w.block->launch->ranges;
+    u32 cached = w.block->worker->range_of[c->index];
+    if (copy.mask != kFull || copy.bytes != 16 || wanted != kFull || cached >= ranges.size())
+        return false;
+    const Range& range = ranges[cached];
+    if (range.bytes < 16) return false;
+    const u64 base = range.base, limit = range.bytes - 16;
+    u64 bad = 0;
+    for (int l = 0; l < kLanes; ++l) bad |= u64(from[l] - base > limit) | (from[l] & 15);
+    if (bad) return false;
+    const u8* host = reinterpret_cast<const u8*>(range.host);
+    for (int l = 0; l < kLanes; ++l) std::memcpy(copy.data[l], host + (from[l] - base), 16);
+    return true;
+}
+
+void read_lane(Warp& w, const Code* c, int l, u64 from, u32 wanted, Copy& copy) {
+    std::memset(copy.data[l], 0, sizeof(copy.data[l]));
+    if (!wanted) return;
+    const u8* host = locate_global(w, c, l, from, wanted, copy.bytes, Access::READ);
+    std::memcpy(copy.data[l], host, wanted);
+}
+
+// Whether all lanes write where they may.
+bool targets_fit(const Block& b, const u64* to, u32 bytes) {
+    if (b.shared_bytes < bytes) return false;
+    const u64 limit = b.shared_bytes - bytes, low = bytes - 1;
+    u64 bad = 0;
+    for (int l = 0; l < kLanes; ++l) bad |= u64(to[l] > limit) | (to[l] & low);
+    return bad == 0;
+}
+
+void check_target(Warp& w, int lane, u32 to, u32 bytes) {
+    const Block& b = *w.block;
+    if (to > b.shared_bytes || b.shared_bytes - to < bytes) {
+        fail(Kind::OUT_OF_BOUNDS, lane, to,
+             "cp.async writes " + std::to_string(bytes) + " bytes of shared memory at " +
+                 std::to_string(to) + "; the block has " + std::to_string(b.shared_bytes) +
+                 " bytes");
+    }
+    if (to & (bytes - 1))
+        fail(Kind::MISALIGNED, lane, to,
+             "cp.async writes shared memory at " + std::to_string(to) +
+                 ", which is not a multiple of " + std::to_string(bytes));
 }
 
 const Code* copy_async(Warp& w, const Code* c, u32 mask) {
@@ -50,79 +107,57 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
     const u32* sizes = !ignores && c->s[2] != kNone ? row<u32>(w, c->s[2]) : nullptr;
     const u64* global = row<u64>(w, c->s[1]);
     alignas(64) u64 to[kLanes], from[kLanes];
+    alignas(64) u32 wanted[kLanes];
     addresses(w, c, to);
-    u32 reading = 0;
-    auto& copies = w.open.copies;
-    std::size_t n = copies.size();
-    copies.resize(n + std::size_t(__builtin_popcount(mask)));
-    const Range* range = nullptr;  // of the lane before
-    for (u32 m = mask; m; m &= m - 1) {
+    u32 whole = 0, reading = 0;
+    for (int l = 0; l < kLanes; ++l) from[l] = global[l] + u64(displacement);
+    for (int l = 0; l < kLanes; ++l) {
+        wanted[l] = ignored >> l & 1 ? 0 : sizes ? sizes[l] : bytes;
+        whole |= u32(wanted[l] == bytes) << l;
+        reading |= u32(wanted[l] != 0) << l;
+    }
+    Copy& copy = w.open.copies.emplace_back();
+    copy.mask = mask;
+    copy.bytes = bytes;
+    copy.instruction = c->index;
+    bool done = read_whole(w, c, whole, from, copy), fit = targets_fit(b, to, bytes);
+    for (int l = 0; l < kLanes; ++l) copy.to[l] = u32(to[l]);
+    Writes16 writes(w, c);
+    for (u32 m = done && fit && !b.checking ? 0 : mask; m; m &= m - 1) {
         int l = first_lane(m);
-        from[l] = global[l] + u64(displacement);
-        u32 wanted = ignored >> l & 1 ? 0 : sizes ? sizes[l] : bytes;
-        if (wanted > bytes)
-            fail(Kind::ILLEGAL, l, wanted,
+        if (wanted[l] > bytes)
+            fail(Kind::ILLEGAL, l, wanted[l],
                  "cp.async of " + std::to_string(bytes) + " bytes with a source of " +
-                     std::to_string(wanted));
-        Copy& copy = copies[n++];
-        copy.lane = u32(l);
-        copy.bytes = bytes;
-        copy.instruction = c->index;
-        copy.to = shared_offset(c, l, to[l]);
-        if (wanted) {
-            const u8* host;
-            u64 offset = range ? from[l] - range->base : 0;
-            if (range && offset < range->bytes && range->bytes - offset >= wanted &&
-                (from[l] & (bytes - 1)) == 0) {
-                host = reinterpret_cast<const u8*>(range->host) + offset;
-            } else {
-                host = locate_global(w, c, l, from[l], wanted, bytes, Access::READ);
-                range = &b.launch->ranges[b.worker->range_of[c->index]];
-            }
-            if (wanted == 16) {
-                std::memcpy(copy.data, host, 16);
-            } else {
-                std::memset(copy.data, 0, sizeof(copy.data));
-                std::memcpy(copy.data, host, wanted);
-            }
-            reading |= 1u << l;
-        } else {
-            std::memset(copy.data, 0, sizeof(copy.data));
-        }
-        if (copy.to > b.shared_bytes || b.shared_bytes - copy.to < bytes) {
-            fail(Kind::OUT_OF_BOUNDS, l, copy.to,
-                 "cp.async writes " + std::to_string(bytes) + " bytes of shared memory at " +
-                     std::to_string(copy.to) + "; the block has " + std::to_string(b.shared_bytes) +
-                     " bytes");
-        }
-        if (copy.to & (bytes - 1))
-            fail(Kind::MISALIGNED, l, copy.to,
-                 "cp.async writes shared memory at " + std::to_string(copy.to) +
-                     ", which is not a multiple of " + std::to_string(bytes));
+                     std::to_string(wanted[l]));
+        if (!fit) copy.to[l] = shared_offset(c, l, to[l]);
+        if (!done) read_lane(w, c, l, from[l], wanted[l], copy);
+        if (!fit) check_target(w, l, copy.to[l], bytes);
         if (b.checking && bytes == 16) {
-            touch_write16(w, c, l, copy.to, kPending);
+            writes.touch(l, copy.to[l], kPending);
         } else if (b.checking) {
-            touch_write(w, c, l, copy.to, bytes, kPending);
+            touch_write(w, c, l, copy.to[l], bytes, kPending);
         }
     }
     w.suspect = Suspect{};
     in_flight(b, i64(bytes) * __builtin_popcount(mask));
-    if (b.worker->count_memory && reading) count_global(w, c, reading, from, bytes);
+    if (b.worker->count_memory && (reading & mask)) count_global(w, c, reading & mask, from, bytes);
     return c + 1;
 }
 
+void drop_empty(std::vector<Copy>& copies) {
+    auto empty = [](const Copy& copy) { return copy.mask == 0; };
+    copies.erase(std::remove_if(copies.begin(), copies.end(), empty), copies.end());
+}
+
 void land_for(Warp& w, std::vector<Copy>& copies, u32 lanes) {
-    std::size_t kept = 0;
     i64 bytes = 0;
-    for (std::size_t i = 0; i < copies.size(); ++i) {
-        if (lanes >> copies[i].lane & 1) {
-            land(w, copies[i]);
-            bytes += copies[i].bytes;
-        } else {
-            copies[kept++] = copies[i];
-        }
+    for (Copy& copy : copies) {
+        u32 now = copy.mask & lanes;
+        land(w, copy, now);
+        bytes += i64(copy.bytes) * __builtin_popcount(now);
+        copy.mask &= ~lanes;
     }
-    copies.resize(kept);
+    drop_empty(copies);
     in_flight(*w.block, -bytes);
 }
 
@@ -133,10 +168,11 @@ const Code* commit(Warp& w, const Code* c, u32 mask) {
         group.copies.swap(w.open.copies);
         w.open.copies.swap(w.landed);
     } else {
-        std::vector<Copy> kept;
-        for (const Copy& copy : w.open.copies)
-            (mask >> copy.lane & 1 ? group.copies : kept).push_back(copy);
-        w.open.copies.swap(kept);
+        group.copies = w.open.copies;
+        for (Copy& copy : group.copies) copy.mask &= mask;
+        for (Copy& copy : w.open.copies) copy.mask &= ~mask;
+        drop_empty(group.copies);
+        drop_empty(w.open.copies);
     }
     w.groups.push_back(std::move(group));
     return c + 1;

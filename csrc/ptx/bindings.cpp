@@ -246,5 +246,6 @@ PYBIND11_MODULE(PTX_MODULE_NAME, m) {
              py::arg("dynamic_shared") = 0, py::arg("ranges"), py::arg("seed") = 0,
              py::arg("checks") = 31, py::arg("counts") = 3, py::arg("limits") = py::dict(),
              py::arg("threads") = 0)
+        .def_readonly("n_rows", &Program::n_rows)
         .def_readonly("ordered", &Program::ordered);
 }

@@ -248,12 +248,12 @@ void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access acc
     for (u32 m = bad ? mask : 0; m; m &= m - 1)
         shared_bounds(w, first_lane(m), at[first_lane(m)], 16, 16, access);
     if (b.checking && access != Access::WRITE) touch_read16(w, c, mask, at);
-    u8* base = b.shared.data();
-    for (u32 m = mask; m; m &= m - 1) {
-        int l = first_lane(m);
-        if (b.checking && access != Access::READ) touch_write16(w, c, l, u32(at[l]));
-        to[l] = base + at[l];
+    if (b.checking && access != Access::READ) {
+        Writes16 writes(w, c);
+        for (u32 m = mask; m; m &= m - 1) writes.touch(first_lane(m), u32(at[first_lane(m)]));
     }
+    std::uintptr_t base = reinterpret_cast<std::uintptr_t>(b.shared.data());
+    for (int l = 0; l < kLanes; ++l) to[l] = reinterpret_cast<u8*>(base + at[l]);
 }
 
 void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access, Located* out) {

@@ -141,26 +141,41 @@ inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 
     for (u32 i = first; i <= last; ++i) b.writers[i] = mine;
 }
 
-inline void touch_write16(Warp& w, const Code* c, int lane, u32 at, u8 set = kInit) {
-    Block& b = *w.block;
-    u64 x, y;
-    std::memcpy(&x, b.state.data() + at, 8);
-    std::memcpy(&y, b.state.data() + at + 8, 8);
-    if (((x | y) & (kPending | kReading) * kEveryByte) != 0) report_state(w, c, lane, at, 16, true);
-    if (b.racing) {
-        u64 safe = (u64(w.safe) + 1) << 39, mine = entry_for(b, w.id, c->index, false);
-        u64* writers = b.writers.data() + (at >> 2);
-        const u64* readers = b.readers.data() + (at >> 2);
-        if (any((U4)(load_vector<U4>(writers) >= safe) | (U4)(load_vector<U4>(readers) >= safe)))
-            return touch_write(w, c, lane, at, 16, set);
-        const U4 entries = {mine, mine, mine, mine};
-        std::memcpy(writers, &entries, sizeof(entries));
+// Writes of 16 aligned bytes by the lanes of one instruction.
+struct Writes16 {
+    Warp& w;
+    const Code* c;
+    u8* state;
+    u64* writers;
+    const u64* readers;
+    bool racing;
+    u64 safe, mine;
+
+    Writes16(Warp& w, const Code* c)
+        : w(w),
+          c(c),
+          state(w.block->state.data()),
+          writers(w.block->writers.data()),
+          readers(w.block->readers.data()),
+          racing(w.block->racing),
+          safe((u64(w.safe) + 1) << 39),
+          mine(entry_for(*w.block, w.id, c->index, false)) {}
+
+    void touch(int lane, u32 at, u8 set = kInit) const {
+        U2 s = load_vector<U2>(state + at), held = s & (kPending | kReading) * kEveryByte;
+        if ((held[0] | held[1]) != 0) report_state(w, c, lane, at, 16, true);
+        if (racing) {
+            U4 last = load_vector<U4>(writers + (at >> 2)),
+               read = load_vector<U4>(readers + (at >> 2));
+            if (any((U4)(last >= safe) | (U4)(read >= safe)))
+                return touch_write(w, c, lane, at, 16, set);
+            const U4 entries = {mine, mine, mine, mine};
+            std::memcpy(writers + (at >> 2), &entries, sizeof(entries));
+        }
+        s |= set * kEveryByte;
+        std::memcpy(state + at, &s, sizeof(s));
     }
-    x |= set * kEveryByte;
-    y |= set * kEveryByte;
-    std::memcpy(b.state.data() + at, &x, 8);
-    std::memcpy(b.state.data() + at + 8, &y, 8);
-}
+};
 
 // ---- addresses ----
 

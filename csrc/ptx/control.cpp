@@ -220,9 +220,8 @@ const Code* poll_failed(Warp& w, u32 pc) {
     return nullptr;
 }
 
-bool gather_lanes(Warp& w, const Code* c, u32 mask, u32 members, const Code** next) {
+bool gather_others(Warp& w, const Code* c, u32 mask, u32 members, const Code** next) {
     u32 need = members & w.live;
-    if ((need & ~mask) == 0) return true;
     const Code* code = code_of(w);
     u32 here = mask;
     for (std::size_t i = 0; i < w.others.size();) {

@@ -26,36 +26,33 @@ struct SmallSet {
 // Accesses are aligned and at most 32 bytes, so each lies in one sector.
 void count_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes) {
     MemoryCount& n = w.block->worker->memory[c->index];
-    u32 lanes = 0, sectors = 0, places = 0;
-    u64 last = 0;
-    bool ascending = true, first = true;
-    for (u32 m = mask; m; m &= m - 1) {
-        u64 x = at[first_lane(m)];
-        ++lanes;
-        if (first) {
-            sectors = places = 1;
-        } else {
-            ascending = ascending && x >= last;
-            sectors += (x >> 5) != (last >> 5);
-            places += x != last;
-        }
-        first = false;
-        last = x;
+    alignas(64) u64 packed[kLanes];
+    u32 lanes = kLanes;
+    if (mask != kFull) {
+        lanes = 0;
+        for (u32 m = mask; m; m &= m - 1) packed[lanes++] = at[first_lane(m)];
+        at = packed;
     }
-    if (!ascending) {
+    u64 sectors = 1, places = 1, descents = 0;
+    for (u32 i = 1; i < lanes; ++i) {
+        u64 x = at[i], last = at[i - 1];
+        descents += x < last;
+        sectors += (x >> 5) != (last >> 5);
+        places += x != last;
+    }
+    if (descents) {
         SmallSet a, b;
-        for (u32 m = mask; m; m &= m - 1) {
-            u64 x = at[first_lane(m)];
-            a.add(x >> 5);
-            b.add(x);
+        for (u32 i = 0; i < lanes; ++i) {
+            a.add(at[i] >> 5);
+            b.add(at[i]);
         }
         sectors = a.size;
         places = b.size;
     }
     ++n.requests;
     n.sectors += sectors;
-    n.unique += u64(places) * bytes;
-    n.ideal += (u64(places) * bytes + 31) >> 5;
+    n.unique += places * bytes;
+    n.ideal += (places * bytes + 31) >> 5;
     n.bytes += u64(lanes) * bytes;
 }
 
@@ -67,12 +64,14 @@ void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u3
     u32 banks = 128u >> unit_shift;
     u64 waves = 0, ideal = 0, places = 0;
     u32 phase_mask = per_phase == 32 ? kFull : (1u << per_phase) - 1;
+    alignas(64) u32 bank[kLanes];  // a bit each
+    for (int l = 0; l < kLanes; ++l)
+        bank[l] = (mask >> l & 1) << (u32(at[l] >> unit_shift) & (banks - 1));
     for (u32 start = 0; start < 32; start += per_phase) {
         u32 m = mask & (phase_mask << start);
         if (!m) continue;
-        u32 seen = 0, lanes = 0;
-        for (u32 k = m; k; k &= k - 1, ++lanes)
-            seen |= 1u << (at[first_lane(k)] >> unit_shift & (banks - 1));
+        u32 seen = 0, lanes = u32(__builtin_popcount(m));
+        for (u32 l = start; l < start + per_phase; ++l) seen |= bank[l];
         if (u32(__builtin_popcount(seen)) == lanes) {  // every lane has a bank of its own
             waves += 1;
             ideal += 1;
@@ -86,14 +85,14 @@ void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u3
         u32 deepest = 1, k = 0;
         for (; m; m &= m - 1) {
             u64 unit = at[first_lane(m)] >> unit_shift;
-            u32 bank = unit & (banks - 1);
-            u8 i = head[bank];
+            u32 b = unit & (banks - 1);
+            u8 i = head[b];
             while (i != 0xFF && units[i] != unit) i = next[i];
             if (i != 0xFF) continue;
             units[k] = unit;
-            next[k] = head[bank];
-            head[bank] = u8(k++);
-            if (++depth[bank] > deepest) deepest = depth[bank];
+            next[k] = head[b];
+            head[b] = u8(k++);
+            if (++depth[b] > deepest) deepest = depth[b];
         }
         waves += deepest;
         ideal += 1;

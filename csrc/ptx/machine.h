@@ -45,6 +45,7 @@ struct Code {
     Round round;
     Space space;
     u8 n;
+    bool same_left;  // of an mma: its A is that of the instruction before
 
     bool has(u16 bit) const { return (flags & bit) != 0; }
 };
@@ -76,7 +77,7 @@ struct Program {
     std::vector<Code> code;
     std::vector<u32> pool;
     std::vector<Constant> constants;
-    u32 n_rows = 0;   // without the scratch rows
+    u32 n_rows = 0;
     u32 n_preds = 0;  // without the scratch predicate
     u32 entry = 0;
     u32 static_shared = 0;
@@ -85,8 +86,7 @@ struct Program {
     bool ordered = false;       // has global effects whose order shows: blocks run on one thread
     bool async_shared = false;  // uses bulk copies or wgmma
 
-    u32 scratch_row() const { return n_rows * 128; }
-    std::size_t register_bytes() const { return (n_rows + 4) * std::size_t{128}; }
+    std::size_t register_bytes() const { return n_rows * std::size_t{128}; }
 };
 
 struct LoadError {
@@ -188,12 +188,15 @@ struct Split {
     std::vector<u32> calls;
 };
 
+// What a cp.async has read for the lanes of `mask`, and not written yet.
 struct Copy {
-    u32 lane;
-    u32 to;  // in shared memory
+    u32 mask;
     u32 bytes;
     u32 instruction;
-    u8 data[16];
+    u32 to[kLanes];  // in shared memory
+    u8 data[kLanes][16];
+
+    Copy() {}  // what it holds is filled in: clearing it would cost as much as the copy
 };
 
 // A group of cp.async copies: committed by the lanes of `mask`, in order.
@@ -260,6 +263,9 @@ struct Warp {
     std::vector<Copy> landed;         // empty: the memory of a group that is done, for the next one
     std::vector<BulkCopy> bulk_open;  // stores not yet committed
     std::deque<BulkGroup> bulk_groups;
+    // A of the latest mma of 16-bit numbers, as floats, and the instruction if all lanes ran it.
+    alignas(32) std::array<float, 16 * 16> left;
+    u32 left_of = kNone;
     std::vector<u8> local;  // [lane][local_bytes]
     std::vector<u8> storage;
     std::vector<u32> pred_storage;
@@ -350,7 +356,10 @@ std::string hex(u64 value);
 
 // Whether the lanes that `members` names are all here. If not, the lanes of `mask` have been parked
 // (or others joined them), and the handler must return `next`.
-bool gather_lanes(Warp& w, const Code* c, u32 mask, u32 members, const Code** next);
+bool gather_others(Warp& w, const Code* c, u32 mask, u32 members, const Code** next);
+inline bool gather_lanes(Warp& w, const Code* c, u32 mask, u32 members, const Code** next) {
+    return (members & w.live & ~mask) == 0 || gather_others(w, c, mask, members, next);
+}
 
 // The lanes of `mask` leave for `pc`; what is left of the current split stays.
 void fork(Warp& w, u32 pc, u32 mask);

@@ -39,13 +39,15 @@ const Code* mma_half(Warp& w, const Code* c, u32 mask) {
     const u32* a = d + 4;
     const u32* b = a + 2 * chunks;
     const u32* e = b + chunks;
-    alignas(32) float left[16 * 16];
-    V8 right[16];
-    for (int r = 0; r < 2 * chunks; ++r) {
-        halves_to_rows(w.regs + a[r], left + (r & 1) * 8 * 16 + (r >> 1) * 8, 16, load);
+    float* left = w.left.data();
+    if (!c->same_left || w.left_of != c->index - 1) {
+        for (int r = 0; r < 2 * chunks; ++r)
+            halves_to_rows(w.regs + a[r], left + (r & 1) * 8 * 16 + (r >> 1) * 8, 16, load);
     }
+    w.left_of = mask == kFull ? c->index : kNone;
+    V8 right[16];
     for (int r = 0; r < chunks; ++r) {
-        for (int i = 0; i < 8; ++i) right[8 * r + i] = load(w.regs + b[r] + 16 * i);
+        for (int i = 0; i < 8; ++i) right[8 * r + place_of(i)] = load(w.regs + b[r] + 16 * i);
         transpose8(right + 8 * r);
     }
     for (int half = 0; half < 2; ++half) {
@@ -90,7 +92,7 @@ const Code* mma_float(Warp& w, const Code* c, u32 mask) {
     }
     for (int r = 0; r < chunks; ++r) {
         for (int x = 0; x < 8 * per; ++x) {
-            right[r * per + x % per][x / per] =
+            right[r * per + x % per][place_of(x / per)] =
                 element_of(w.regs + b[r] + 16 * (x / per) + (x % per) * ea, tb);
         }
     }
@@ -229,13 +231,12 @@ const Code* load_matrix(Warp& w, const Code* c, u32 mask) {
     u8* from[kLanes];
     row_addresses(w, c, Access::READ, from);
     for (int r = 0; r < c->n; ++r) {
-        alignas(64) u8 matrix[128];
+        alignas(64) u8 kept[128];
+        u8* matrix = mask == kFull ? w.regs + c->list[r] : kept;
         for (int i = 0; i < 8; ++i) std::memcpy(matrix + 16 * i, from[8 * r + i], 16);
         if (c->has(flag::TRANS)) transpose_halves(matrix);
-        if (mask == kFull) {
-            std::memcpy(w.regs + c->list[r], matrix, 128);
-        } else {
-            const u32* x = reinterpret_cast<const u32*>(matrix);
+        if (mask != kFull) {
+            const u32* x = reinterpret_cast<const u32*>(kept);
             fill<u32>(w, c->list[r], mask, [=](int l) { return x[l]; });
         }
     }
@@ -316,6 +317,20 @@ Form resolve_mma(const Code& c) {
 }
 
 }  // namespace
+
+bool takes_same_left(const Code& c, const Code& before) {
+    bool half = c.run == mma_half<true> || c.run == mma_half<false>;
+    if (!half || c.run != before.run || c.aux != before.aux || c.guard || before.guard)
+        return false;
+    // Four results, then A.
+    const u32 n = 2 * (c.aux & 0xFF) / 8;
+    for (u32 r = 0; r < n; ++r) {
+        if (c.list[4 + r] != before.list[4 + r]) return false;
+        for (u32 k = 0; k < 4; ++k)
+            if (before.list[k] == c.list[4 + r]) return false;
+    }
+    return true;
+}
 
 Form resolve_matrix(const Code& c) {
     if (c.op == Op::MMA) return resolve_mma(c);

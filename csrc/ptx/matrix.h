@@ -76,33 +76,31 @@ inline void transpose8(V8* r) {
 #endif
 }
 
-// The accumulator's fragment (two registers: lane l holds row l/4, columns 2(l%4) and the next) as
-// eight rows of eight, and back.
+// Eight columns are kept in the order 0 2 4 6 1 3 5 7: as the accumulator's fragment has them in
+// its two registers (lane l holds row l/4, columns 2(l%4) and the next).
+constexpr int place_of(int column) { return column / 2 + column % 2 * 4; }
+
+inline V8 place_columns(V8 x) {
+    V8 out;
+    for (int i = 0; i < 8; ++i) out[place_of(i)] = x[i];
+    return out;
+}
+
 inline void rows_of_fragment(const float* even, const float* odd, V8* rows) {
     for (int i = 0; i < 8; ++i) {
 #if defined(__AVX2__)
-        __m128 e = _mm_loadu_ps(even + 4 * i), o = _mm_loadu_ps(odd + 4 * i);
-        rows[i] = _mm256_set_m128(_mm_unpackhi_ps(e, o), _mm_unpacklo_ps(e, o));
+        rows[i] = _mm256_loadu2_m128(odd + 4 * i, even + 4 * i);
 #else
-        rows[i] = V8{};
-        for (int j = 0; j < 4; ++j) {
-            rows[i][2 * j] = even[4 * i + j];
-            rows[i][2 * j + 1] = odd[4 * i + j];
-        }
+        for (int j = 0; j < 8; ++j) rows[i][j] = (j < 4 ? even : odd)[4 * i + j % 4];
 #endif
     }
 }
 inline void fragment_of_rows(const V8* rows, float* even, float* odd) {
     for (int i = 0; i < 8; ++i) {
 #if defined(__AVX2__)
-        __m128 low = _mm256_castps256_ps128(rows[i]), high = _mm256_extractf128_ps(rows[i], 1);
-        _mm_storeu_ps(even + 4 * i, _mm_shuffle_ps(low, high, 0x88));
-        _mm_storeu_ps(odd + 4 * i, _mm_shuffle_ps(low, high, 0xDD));
+        _mm256_storeu2_m128(odd + 4 * i, even + 4 * i, rows[i]);
 #else
-        for (int j = 0; j < 4; ++j) {
-            even[4 * i + j] = rows[i][2 * j];
-            odd[4 * i + j] = rows[i][2 * j + 1];
-        }
+        for (int j = 0; j < 8; ++j) (j < 4 ? even : odd)[4 * i + j % 4] = rows[i][j];
 #endif
     }
 }

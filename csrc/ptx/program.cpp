@@ -1,4 +1,5 @@
 // Loading a program: every index is checked, every instruction gets its handler.
+#include "registers.h"
 #include "resolve.h"
 
 namespace ptx {
@@ -135,7 +136,8 @@ struct Loader {
     Program& p;
     const Instruction* source;
     std::size_t n;
-    std::vector<bool> constant;  // rows that instructions must not write
+    std::vector<bool> constant;  // rows that instructions must not write; then the scratch rows
+    std::vector<RowUse> uses = {};
     u32 at = 0;
 
     [[noreturn]] void refuse(std::string why) const {
@@ -146,8 +148,9 @@ struct Loader {
 
     u32 rows_of(char kind) const { return kind == '1' || kind == 'A' ? 1 : kind == '4' ? 4 : 2; }
 
-    // The operand as handlers want it: a byte offset, or a predicate.
-    u32 operand(u32 x, char kind, bool written) const {
+    // The operand as handlers want it: a predicate, or a row that is given its place later. `which`
+    // counts d, s and the list.
+    u32 operand(const Code& c, u32 which, u32 x, char kind, bool written) {
         switch (kind) {
             case '-':
                 return 0;
@@ -166,17 +169,21 @@ struct Loader {
                 break;
         }
         if (x == kNone) {
-            if (kind == 'A' || kind == 'B') return written ? p.scratch_row() : kNone;
-            refuse("an operand is missing");
+            if (kind != 'A' && kind != 'B') refuse("an operand is missing");
+            if (!written) return kNone;
+            x = p.n_rows;
+        } else if (x >= p.n_rows || p.n_rows - x < rows_of(kind)) {
+            refuse("row " + std::to_string(x) + " of " + std::to_string(p.n_rows));
         }
         u32 rows = rows_of(kind);
-        if (x >= p.n_rows || p.n_rows - x < rows)
-            refuse("row " + std::to_string(x) + " of " + std::to_string(p.n_rows));
-        for (u32 i = 0; written && i < rows; ++i) {
+        for (u32 i = 0; written && i < rows && x < p.n_rows; ++i) {
             if (constant[x + i])
                 refuse("writes row " + std::to_string(x) + ", which holds a constant");
         }
-        return x * 128;
+        // The accumulators of wgmma are read, too.
+        bool replaced = written && !c.guard && c.op != Op::WGMMA;
+        uses.push_back({at, which, x, u8(rows), replaced});
+        return x;
     }
 
     void one(Code& c, const Instruction& i, std::vector<u32>& lists) {
@@ -225,11 +232,12 @@ struct Loader {
             } else if (f.list.empty()) {
                 lists.push_back(0);
             } else {
-                lists.push_back(operand(x, f.list[k], f.list[k] >= 'A' && f.list[k] <= 'Z'));
+                bool written = f.list[k] >= 'A' && f.list[k] <= 'Z';
+                lists.push_back(operand(c, 6 + k, x, f.list[k], written));
             }
         }
-        for (int k = 0; k < 2; ++k) c.d[k] = operand(i.d[k], f.d[k], true);
-        for (int k = 0; k < 4; ++k) c.s[k] = operand(i.s[k], f.s[k], false);
+        for (u32 k = 0; k < 2; ++k) c.d[k] = operand(c, k, i.d[k], f.d[k], true);
+        for (u32 k = 0; k < 4; ++k) c.s[k] = operand(c, 2 + k, i.s[k], f.s[k], false);
         if (c.op == Op::BRA || c.op == Op::CALL) {
             if (i.target < 0 || u64(i.target) >= n ||
                 source[i.target].op != static_cast<u16>(Op::LABEL)) {
@@ -237,6 +245,21 @@ struct Loader {
             }
             c.target = static_cast<u32>(i.target);
         }
+    }
+
+    // Registers become the offsets of the rows that they share.
+    void place_rows() {
+        Places places = share_rows(p.code, uses, constant);
+        for (const RowUse& use : uses) {
+            Code& c = p.code[use.instruction];
+            u32& x = use.operand < 2 ? c.d[use.operand]
+                     : use.operand < 6
+                         ? c.s[use.operand - 2]
+                         : p.pool[std::size_t(c.list - p.pool.data()) + use.operand - 6];
+            x = places.of[use.row] * 128;
+        }
+        for (Constant& c : p.constants) c.row = places.of[c.row];
+        p.n_rows = places.n_rows;
     }
 
     void orders(const Code& c) {
@@ -257,9 +280,10 @@ std::unique_ptr<Program> load_program(const Instruction* code, std::size_t n, co
                                       std::size_t n_pool, const Constant* constants,
                                       std::size_t n_constants, u32 n_rows, u32 n_preds, u32 entry,
                                       u32 static_shared, u32 local_bytes, u32 param_bytes) {
+    constexpr u32 kScratchRows = 4;  // for results that nobody wants
     constexpr u32 kMostRows = 1u << 20, kMostPreds = 1u << 15, kMostBytes = 1u << 24;
     auto p = std::make_unique<Program>();
-    Loader loader{*p, code, n, std::vector<bool>(n_rows <= kMostRows ? n_rows : 0)};
+    Loader loader{*p, code, n, std::vector<bool>(n_rows <= kMostRows ? n_rows + kScratchRows : 0)};
     auto whole = [](std::string why) { throw LoadError{-1, std::move(why)}; };
     if (n == 0 || n > (1u << 24))
         whole("a program has 1 to 2^24 instructions, not " + std::to_string(n));
@@ -288,6 +312,7 @@ std::unique_ptr<Program> load_program(const Instruction* code, std::size_t n, co
         for (u32 r = 0; r < rows; ++r) loader.constant[c.row + r] = true;
         p->constants.push_back(c);
     }
+    for (u32 r = 0; r < kScratchRows; ++r) loader.constant[n_rows + r] = true;
     p->code.resize(n + 1);
     std::vector<u32> lists;
     std::vector<std::size_t> starts(n);
@@ -309,6 +334,9 @@ std::unique_ptr<Program> load_program(const Instruction* code, std::size_t n, co
     end.op = Op::RET;
     end.order = ~0u;
     end.run = resolve_control(end).run;
+    loader.place_rows();
+    for (std::size_t k = 1; k < n; ++k)
+        p->code[k].same_left = takes_same_left(p->code[k], p->code[k - 1]);
     u32 block = 0;
     for (std::size_t k = 0; k < n; ++k) {
         if (p->code[k].op == Op::LABEL) block = static_cast<u32>(k);

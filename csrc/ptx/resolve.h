@@ -37,6 +37,9 @@ Form resolve_wgmma(const Code& c);
 Form resolve_bulk(const Code& c);
 Form resolve_tensor(const Code& c);
 
+// Whether an mma has the A of the one before it, which that one has not changed (matrix.cpp).
+bool takes_same_left(const Code& c, const Code& before);
+
 inline bool is_float(Type t) {
     return t == Type::F16 || t == Type::F16X2 || t == Type::BF16 || t == Type::BF16X2 ||
            t == Type::F32 || t == Type::F64;

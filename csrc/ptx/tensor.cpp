@@ -132,7 +132,8 @@ const Code* tensor_copy(Warp& w, const Code* c, u32 mask) {
         for (u32 i = 1; i < rank; ++i) n_rows *= map.box[i];
         u64 inner = u64(map.box[0]) * size, total = n_rows * inner;
         u32 shared = shared_offset(c, l, operand(w, c->s[0], l, c->has(flag::A64)));
-        check_shared_range(w, l, shared, total, 128);
+        // A swizzle moves chunks within lines of 128 bytes, the last of which the box may not fill.
+        check_shared_range(w, l, shared, map.swizzle ? (total + 127) / 128 * 128 : total, 128);
         i64 at[kMaxRank];
         for (u32 i = 0; i < rank; ++i) at[i] = row<i32>(w, c->list[i])[l];
         BulkCopy copy;

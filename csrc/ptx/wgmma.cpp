@@ -112,17 +112,21 @@ void load_a(Warp& w, const Code* c, const Source& s, u32 depth, float* to) {
     }
 }
 
-// Eight columns of B: `depth` rows of eight.
+// Eight columns of B, in their places: `depth` rows of eight.
 void load_b(const Code* c, const Source& s, const Descriptor& d, u32 n, u32 depth, V8* to) {
     Type t = static_cast<Type>(c->sub);
     bool mn_major = c->imm >> 3 & 1;
     if (mn_major) {
-        for (u32 k = 0; k < depth; ++k)
+        for (u32 k = 0; k < depth; ++k) {
             load_eight(s, d, n, k, t, true, reinterpret_cast<float*>(to + k));
+            to[k] = place_columns(to[k]);
+        }
     } else {
         for (u32 k = 0; k < depth; k += 8) {
-            for (u32 j = 0; j < 8; ++j)
-                load_eight(s, d, n + j, k, t, false, reinterpret_cast<float*>(to + k + j));
+            for (u32 j = 0; j < 8; ++j) {
+                V8* row = to + k + place_of(int(j));
+                load_eight(s, d, n + j, k, t, false, reinterpret_cast<float*>(row));
+            }
             transpose8(to + k);
         }
     }
