@@ -5,7 +5,7 @@
 // Several new tokens go through the tiles of attention_fwd.cpp. For a single one, as in decoding,
 // those would use one lane of a vector, so here lanes are features and the cache is read once, in
 // order: the scores of all keys, their softmax, the weighted sum of the values.
-#include "attention.h"
+#include "attention_tiles.h"
 
 namespace mg {
 
