@@ -28,7 +28,7 @@ class Notes:
         self.cells: list[np.ndarray] = []
         self.guards: list[Callable[[], bool]] = []
         self.first: list[Callable[[], None]] = []  # actions before the launches
-        self.made: set[int] = set()  # ids of the copies that the step itself makes
+        self.settled: set[int] = set()  # ids of copies that every replay makes or renews
         self.leaves: dict[Tensor, None] = {}  # whose gradients were set
 
 
@@ -71,15 +71,15 @@ def cell(array: np.ndarray) -> np.ndarray:
 def made(copy: np.ndarray) -> None:
     """The step being recorded makes this copy of something, so that every replay does, too."""
     if _active.notes is not None:
-        _active.notes.made.add(id(copy))
+        _active.notes.settled.add(id(copy))
 
 
 def found(copy: np.ndarray, renew: Callable[[], None]) -> None:
     """The step uses a copy that was there: before each replay, `renew` brings it up to date."""
     notes = _active.notes
-    if notes is not None and id(copy) not in notes.made:
+    if notes is not None and id(copy) not in notes.settled:
         notes.first.append(renew)
-        notes.made.add(id(copy))  # once is enough
+        notes.settled.add(id(copy))
 
 
 def note_leaf(leaf: Tensor) -> None:
