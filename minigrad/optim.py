@@ -6,6 +6,7 @@ A step is one launch a group: every parameter, gradient and moment goes to one k
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -13,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes, recording
+from minigrad import dispatch, dtypes, recording
+from minigrad.autograd import device_away
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import copied
@@ -106,7 +108,9 @@ class Optimizer:
         recording.repeat(self._count)
         for group in self.groups:
             for used in self._together(group["params"]):
-                self._launch(group, used, grad_scale)
+                device = device_away(f"{type(self).__name__}.step", *used)
+                with dispatch.device(device) if device else contextlib.nullcontext():
+                    self._launch(group, used, grad_scale)
 
     def _count(self) -> None:
         self.steps += 1

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes, recording
-from minigrad.autograd import Function, Node, is_grad_enabled
+from minigrad import dispatch, dtypes, recording
+from minigrad.autograd import Function, Node, device_away, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, cast, constant, zeros_like
@@ -562,6 +562,10 @@ def minimum(a: TensorLike, b: TensorLike) -> Tensor:
 
 def _compare(kernel: str, a: TensorLike, b: TensorLike) -> Tensor:
     left, right = _operands(kernel, a, b)
+    device = device_away(kernel, left, right)
+    if device is not None:
+        with dispatch.device(device):
+            return _compare(kernel, left, right)
     out = empty(broadcast_shape(kernel, left.shape, right.shape), dtypes.bool_)
     launch(kernel, left._array, right._array, out)
     return Tensor._wrap(out)
