@@ -12,11 +12,13 @@
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -215,6 +217,80 @@ struct Entry<kKernel> {
         }
         Py_RETURN_NONE;
     }
+};
+
+// ---- elementwise kernels make their output where it is None ----
+
+// "(2, 3)", as Python writes it.
+inline std::string shape_text(PyArrayObject* a) {
+    std::string text = "(";
+    for (int i = 0; i < PyArray_NDIM(a); i++)
+        text += (i > 0 ? ", " : "") + std::to_string(PyArray_DIM(a, i));
+    return text + (PyArray_NDIM(a) == 1 ? ",)" : ")");
+}
+
+// A new array of the inputs' broadcast shape, in the dtype of the last of them.
+inline PyObject* make_output(const char* kernel, PyObject* const* inputs, size_t n) {
+    int ndim = 0;
+    int64_t shape[kMaxDims];
+    for (size_t i = 0; i < n; i++) {
+        if (!PyArray_Check(inputs[i]))
+            raise(PyExc_TypeError, "a kernel takes NumPy arrays, not %s",
+                  Py_TYPE(inputs[i])->tp_name);
+        auto* a = reinterpret_cast<PyArrayObject*>(inputs[i]);
+        int own = PyArray_NDIM(a);
+        if (own > kMaxDims)
+            raise(PyExc_ValueError, "arrays of more than 16 dimensions are not supported");
+        for (; ndim < own; ndim++) {  // axes in front
+            for (int d = ndim; d > 0; d--) shape[d] = shape[d - 1];
+            shape[0] = 1;
+        }
+        for (int d = 0; d < own; d++) {
+            int64_t length = PyArray_DIM(a, d), &whole = shape[ndim - own + d];
+            if (whole == 1) whole = length;
+            if (length == 1 || length == whole) continue;
+            std::string text;
+            for (size_t k = 0; k < n; k++)
+                text += (k > 0 ? " and " : "") +
+                        shape_text(reinterpret_cast<PyArrayObject*>(inputs[k]));
+            raise(PyExc_ValueError, "%s: shapes %s do not broadcast", kernel, text.c_str());
+        }
+    }
+    PyArray_Descr* dtype = PyArray_DESCR(reinterpret_cast<PyArrayObject*>(inputs[n - 1]));
+    Py_INCREF(dtype);
+    auto* made = static_cast<PyObject*>(core->new_array(ndim, shape, dtype));
+    if (made == nullptr) throw PythonError{};
+    return made;
+}
+
+// An entry of a kernel whose arguments are inputs, an output and numbers. `Name::text()` is its
+// name.
+template <auto kKernel, class Name>
+struct ElementwiseEntry;
+
+template <class... Args, void (*kKernel)(Args...), class Name>
+struct ElementwiseEntry<kKernel, Name> {
+    static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t n) {
+        if (n != sizeof...(Args) || given[kInputs] != Py_None)
+            return Entry<kKernel>::call(self, given, n);
+        PyObject* args[sizeof...(Args)];
+        std::copy_n(given, sizeof...(Args), args);
+        try {
+            args[kInputs] = make_output(Name::text(), given, kInputs);
+        } catch (...) {
+            return raise_current();
+        }
+        PyObject* done = Entry<kKernel>::call(self, args, n);
+        if (done == nullptr) {
+            Py_DECREF(args[kInputs]);
+            return nullptr;
+        }
+        Py_DECREF(done);
+        return args[kInputs];
+    }
+
+  private:
+    static constexpr size_t kInputs = (size_t{std::is_same_v<Args, const Array&>} + ...) - 1;
 };
 
 }  // namespace mg

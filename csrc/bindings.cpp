@@ -12,26 +12,39 @@ const CoreApi* core = nullptr;
 using A = const Array&;
 using List = const std::vector<Array>&;
 
-// Declares the kernel and lists it under its own name.
-#define KERNEL(name, signature)                                                                    \
-    void name signature;                                                                           \
-    kernels.push_back(                                                                             \
-        {{#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&Entry<&name>::call)), \
-          METH_FASTCALL, nullptr},                                                                 \
-         &Entry<&name>::read})
+template <class Call>
+static Kernel listed(const char* name, Call call, decltype(Kernel::read) read) {
+    auto* function = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call));
+    return {{name, function, METH_FASTCALL, nullptr}, read};
+}
 
-#define UNARY_KERNEL(name, ...) KERNEL(name, (A x, A out, double p));
-#define UNARY_BWD_KERNEL(name, ...) KERNEL(name##_bwd, (A g, A x, A y, A out, double p));
-#define BINARY_KERNEL(name, ...) KERNEL(name, (A a, A b, A out));
+// Declares the kernel and lists it under its own name.
+#define KERNEL(name, signature) \
+    void name signature;        \
+    kernels.push_back(listed(#name, &Entry<&name>::call, &Entry<&name>::read))
+
+// One that makes its output where that is None: inputs, the output, numbers.
+#define ELEMENTWISE(name, signature)                \
+    void name signature;                            \
+    struct name##_name {                            \
+        static const char* text() { return #name; } \
+    };                                              \
+    kernels.push_back(                              \
+        listed(#name, &ElementwiseEntry<&name, name##_name>::call, &Entry<&name>::read))
+
+#define UNARY_KERNEL(name, ...) ELEMENTWISE(name, (A x, A out, double p));
+#define UNARY_BWD_KERNEL(name, ...) ELEMENTWISE(name##_bwd, (A g, A x, A y, A out, double p));
+#define BINARY_KERNEL(name, ...) ELEMENTWISE(name, (A a, A b, A out));
+#define COMPARISON_KERNEL(name, ...) KERNEL(name, (A a, A b, A out));
 
 static std::vector<Kernel> list_kernels() {
     std::vector<Kernel> kernels;
     MG_UNARY(UNARY_KERNEL)
     MG_UNARY(UNARY_BWD_KERNEL)
     MG_BINARY(BINARY_KERNEL)
-    MG_COMPARISON(BINARY_KERNEL)
-    KERNEL(where, (A condition, A a, A b, A out));
-    KERNEL(clip, (A x, A out, double low, double high));
+    MG_COMPARISON(COMPARISON_KERNEL)
+    ELEMENTWISE(where, (A condition, A a, A b, A out));
+    ELEMENTWISE(clip, (A x, A out, double low, double high));
     KERNEL(copy, (A x, A out));
     KERNEL(fill, (A out, double value));
 

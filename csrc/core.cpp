@@ -3,6 +3,8 @@
 #include <numpy/arrayobject.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
+
 #include "array.h"
 #include "core_api.h"
 #include "pool.h"
@@ -19,66 +21,82 @@ namespace py = pybind11;
 
 namespace mg {
 
-static CoreApi api{parallel_run, num_threads, [](size_t bytes) { return pool_allocate(bytes); },
-                   pool_release, -1};
-const CoreApi* core = &api;
-
 namespace {
 
 constexpr const char* kBlockName = "minigrad.block";  // of the capsules that own an array's memory
-thread_local Arena* recording = nullptr;              // where this thread's new arrays live
+// Where this thread's new arrays live; owned, since the recording may be dropped before its end.
+thread_local std::shared_ptr<Arena> recording;
 
 // A new uninitialised array over a block of the pool, which gets the block back with the array.
-py::object empty(const py::handle& shape, const py::handle& dtype) {
-    npy_intp dims[NPY_MAXDIMS];
-    if (!PyTuple_Check(shape.ptr())) throw py::type_error("empty: shape must be a tuple");
-    auto ndim = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
-    if (ndim > kMaxDims)
-        throw py::value_error("arrays of more than 16 dimensions are not supported");
-    if (!PyArray_DescrCheck(dtype.ptr()))
-        throw py::type_error("empty: dtype must be a numpy.dtype");
-    auto* descr = reinterpret_cast<PyArray_Descr*>(dtype.ptr());
+// Takes the reference to `descr`; null with Python's error set.
+PyObject* new_array(int ndim, const npy_intp* dims, PyArray_Descr* descr) {
     auto bytes = static_cast<size_t>(PyDataType_ELSIZE(descr));
     bool fits = true;
-    for (int i = 0; i < ndim; i++) {
-        dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape.ptr(), i));
-        if (dims[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
-        if (dims[i] < 0) throw py::value_error("empty: negative dimension in the shape");
+    for (int i = 0; i < ndim; i++)
         fits = !__builtin_mul_overflow(bytes, static_cast<size_t>(dims[i]), &bytes) && fits;
-    }
     void* block = nullptr;
     try {
-        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1), recording);
+        if (fits) block = pool_allocate(std::max<size_t>(bytes, 1), recording.get());
     } catch (const std::bad_alloc&) {
     }
     if (block == nullptr) {
+        PyObject* shape = PyArray_IntTupleFromIntp(ndim, dims);
         PyErr_Format(PyExc_MemoryError,
                      "no memory for an array of shape %S and dtype %S: minigrad holds %lld bytes; "
                      "use smaller batches, or mg.empty_cache() for what other libraries need",
-                     shape.ptr(), dtype.ptr(),
-                     static_cast<long long>(pool_statistics().live_bytes));
-        throw py::error_already_set();
+                     shape, descr, static_cast<long long>(pool_statistics().live_bytes));
+        Py_XDECREF(shape);
+        Py_DECREF(descr);
+        return nullptr;
     }
     PyObject* owner = PyCapsule_New(block, kBlockName, [](PyObject* capsule) {
         pool_release(PyCapsule_GetPointer(capsule, kBlockName));
     });
     if (owner == nullptr) {
         pool_release(block);
-        throw py::error_already_set();
+        Py_DECREF(descr);
+        return nullptr;
     }
-    Py_INCREF(descr);
     PyObject* array = PyArray_NewFromDescr(&PyArray_Type, descr, ndim, dims, nullptr, block,
                                            NPY_ARRAY_CARRAY, nullptr);
     if (array == nullptr) {
         Py_DECREF(owner);
-        throw py::error_already_set();
+        return nullptr;
     }
     if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), owner) < 0) {
         Py_DECREF(array);
-        throw py::error_already_set();
+        return nullptr;
     }
-    return py::reinterpret_steal<py::object>(array);
+    return array;
 }
+
+// empty(shape, dtype) as Python calls it. Not by pybind11: every op calls it, in half the time so.
+PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t n_args) {
+    if (n_args != 2 || !PyTuple_Check(args[0]) || !PyArray_DescrCheck(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "empty: expected a shape (a tuple) and a numpy.dtype");
+        return nullptr;
+    }
+    npy_intp dims[kMaxDims];
+    Py_ssize_t ndim = PyTuple_GET_SIZE(args[0]);
+    if (ndim > kMaxDims) {
+        PyErr_SetString(PyExc_ValueError, "arrays of more than 16 dimensions are not supported");
+        return nullptr;
+    }
+    for (Py_ssize_t i = 0; i < ndim; i++) {
+        dims[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[0], i));
+        if (dims[i] == -1 && PyErr_Occurred()) return nullptr;
+        if (dims[i] < 0) {
+            PyErr_SetString(PyExc_ValueError, "empty: negative dimension in the shape");
+            return nullptr;
+        }
+    }
+    Py_INCREF(args[1]);
+    return new_array(static_cast<int>(ndim), dims, reinterpret_cast<PyArray_Descr*>(args[1]));
+}
+
+PyMethodDef empty_method = {
+    "empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&empty)), METH_FASTCALL,
+    "A new uninitialised array of a shape (a tuple) and a dtype."};
 
 // The block of the pool that an array is of, or null.
 void* block_of(PyObject* array) {
@@ -92,23 +110,20 @@ void* block_of(PyObject* array) {
 // The memory of one recorded step (pool.h) as Python sees it.
 class PyArena {
   public:
-    PyArena() : arena_(arena_create()) {}
-    ~PyArena() { arena_destroy(arena_); }
-    PyArena(const PyArena&) = delete;
-    PyArena& operator=(const PyArena&) = delete;
+    PyArena() : arena_(arena_create(), arena_destroy) {}
 
     // From here on this thread's new arrays live in the arena; until end().
     void begin() { recording = arena_; }
-    static void end() { recording = nullptr; }
+    static void end() { recording.reset(); }
 
     // Whether the array's memory is the arena's.
     bool owns(const py::handle& array) const {
         void* block = block_of(array.ptr());
-        return block != nullptr && arena_owns(arena_, block);
+        return block != nullptr && arena_owns(arena_.get(), block);
     }
 
   private:
-    Arena* arena_;
+    std::shared_ptr<Arena> arena_;
 };
 
 // A recording keeps arrays of its arena without keeping their blocks from being used again: the
@@ -187,7 +202,22 @@ void* import_numpy() {
     return nullptr;
 }
 
+static_assert(sizeof(npy_intp) == sizeof(int64_t));
+
+CoreApi api{parallel_run,
+            num_threads,
+            [](size_t bytes) { return pool_allocate(bytes); },
+            pool_release,
+            -1,
+            [](int ndim, const int64_t* shape, void* dtype) -> void* {
+                return new_array(ndim, reinterpret_cast<const npy_intp*>(shape),
+                                 static_cast<PyArray_Descr*>(dtype));
+            }};
+
 }  // namespace
+
+const CoreApi* core = &api;
+
 }  // namespace mg
 
 PYBIND11_MODULE(_core, m) {
@@ -201,7 +231,8 @@ PYBIND11_MODULE(_core, m) {
         if (!PyArray_DescrCheck(dtype.ptr())) throw py::type_error("expected a numpy.dtype");
         api.bf16_typenum = reinterpret_cast<PyArray_Descr*>(dtype.ptr())->type_num;
     });
-    m.def("empty", &empty);
+    m.add_object("empty", py::reinterpret_steal<py::object>(
+                              PyCFunction_NewEx(&empty_method, nullptr, nullptr)));
     m.def("is_pooled", [](const py::handle& array) { return block_of(array.ptr()) != nullptr; });
     py::class_<PyArena>(m, "Arena")
         .def(py::init<>())

@@ -18,6 +18,10 @@ struct CoreApi {
     void* (*allocate)(size_t bytes);  // 64-byte aligned, from the pool; throws std::bad_alloc
     void (*release)(void* block);
     int bf16_typenum;  // NumPy's number for ml_dtypes.bfloat16
+    // A new uninitialised array over a block of the pool: a new reference, or null with Python's
+    // error set. The types are NumPy's, which not every file that reads this has: `dtype` is a
+    // PyArray_Descr, whose reference is taken.
+    void* (*new_array)(int ndim, const int64_t* shape, void* dtype);
 };
 
 inline constexpr const char* kCoreApiName = "minigrad._core.api";

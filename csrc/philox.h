@@ -6,8 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "array.h"
+#include "simd.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace mg {
 
@@ -21,38 +27,62 @@ inline PhiloxKey philox_key(const Array& rng) {
     return {rng.ptr<uint64_t>()[0], rng.ptr<uint64_t>()[rng.strides[0]]};
 }
 
-// Blocks made side by side: plain loops over them that compilers turn into widening vector
-// multiplies.
-constexpr int kPhiloxLanes = 16;
+// Blocks made side by side, so that one's products hide the latency of another's.
+constexpr int kPhiloxLanes = 8;
+
+// One of the four words of state of several blocks, each the low half of 64 bits; what is in the
+// high half does not matter.
+#if defined(MG_AVX2) || defined(MG_AVX512)
+typedef uint64_t PhiloxWord __attribute__((vector_size(32)));
+constexpr PhiloxWord kPhiloxOrder = {0, 1, 2, 3};
+#else
+typedef uint64_t PhiloxWord __attribute__((vector_size(16)));
+constexpr PhiloxWord kPhiloxOrder = {0, 1};
+#endif
+constexpr int kPhiloxWidth = sizeof(PhiloxWord) / 8;
+constexpr int kPhiloxVectors = kPhiloxLanes / kPhiloxWidth;
+
+MG_INLINE PhiloxWord low_half(PhiloxWord a) { return a & 0xffffffffu; }
+
+// The products of the low halves, in 64 bits.
+MG_INLINE PhiloxWord widening_product(PhiloxWord a, uint32_t b) {
+#if defined(MG_AVX2) || defined(MG_AVX512)
+    return (PhiloxWord)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__SSE2__)
+    return (PhiloxWord)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+    return low_half(a) * b;
+#endif
+}
 
 // Words of the blocks first … first + kPhiloxLanes - 1, four a block.
 inline void philox_blocks(PhiloxKey key, uint64_t first, uint32_t* words) {
-    uint32_t c0[kPhiloxLanes], c1[kPhiloxLanes], c2[kPhiloxLanes], c3[kPhiloxLanes];
-    for (int i = 0; i < kPhiloxLanes; i++) {
-        uint64_t block = first + static_cast<uint64_t>(i);
-        c0[i] = static_cast<uint32_t>(block);
-        c1[i] = static_cast<uint32_t>(block >> 32);
-        c2[i] = static_cast<uint32_t>(key.stream);
-        c3[i] = static_cast<uint32_t>(key.stream >> 32);
+    PhiloxWord c0[kPhiloxVectors], c1[kPhiloxVectors], c2[kPhiloxVectors], c3[kPhiloxVectors];
+    for (int v = 0; v < kPhiloxVectors; v++) {
+        c0[v] = first + static_cast<uint64_t>(v * kPhiloxWidth) + kPhiloxOrder;
+        c1[v] = c0[v] >> 32;
+        c2[v] = PhiloxWord{} + key.stream;
+        c3[v] = c2[v] >> 32;
     }
     auto k0 = static_cast<uint32_t>(key.seed), k1 = static_cast<uint32_t>(key.seed >> 32);
     for (int round = 0; round < 10; round++) {
-        for (int i = 0; i < kPhiloxLanes; i++) {
-            uint64_t a = static_cast<uint64_t>(c0[i]) * 0xD2511F53u;
-            uint64_t b = static_cast<uint64_t>(c2[i]) * 0xCD9E8D57u;
-            c0[i] = static_cast<uint32_t>(b >> 32) ^ c1[i] ^ k0;
-            c1[i] = static_cast<uint32_t>(b);
-            c2[i] = static_cast<uint32_t>(a >> 32) ^ c3[i] ^ k1;
-            c3[i] = static_cast<uint32_t>(a);
+        for (int v = 0; v < kPhiloxVectors; v++) {
+            PhiloxWord a = widening_product(c0[v], 0xD2511F53u);
+            PhiloxWord b = widening_product(c2[v], 0xCD9E8D57u);
+            c0[v] = (b >> 32) ^ c1[v] ^ k0;
+            c1[v] = b;
+            c2[v] = (a >> 32) ^ c3[v] ^ k1;
+            c3[v] = a;
         }
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    for (int i = 0; i < kPhiloxLanes; i++) {
-        words[4 * i] = c0[i];
-        words[4 * i + 1] = c1[i];
-        words[4 * i + 2] = c2[i];
-        words[4 * i + 3] = c3[i];
+    for (int v = 0; v < kPhiloxVectors; v++) {
+        PhiloxWord low = low_half(c0[v]) | c1[v] << 32, high = low_half(c2[v]) | c3[v] << 32;
+        for (int i = 0; i < kPhiloxWidth; i++) {  // all machines of interest are little-endian
+            uint64_t block[2] = {low[i], high[i]};
+            std::memcpy(words + 4 * (v * kPhiloxWidth + i), block, sizeof(block));
+        }
     }
 }
 

@@ -29,7 +29,9 @@ void for_words(const Array& rng, int64_t n, int per, Body&& body) {
 }
 
 // 24 and 53 random bits in [0, 1).
-MG_INLINE float unit(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24f; }
+MG_INLINE float unit(uint32_t word) {
+    return static_cast<float>(static_cast<int32_t>(word >> 8)) * 0x1p-24f;
+}
 MG_INLINE double unit(uint32_t high, uint32_t low) {
     uint64_t bits = (static_cast<uint64_t>(high) << 21) ^ (low >> 11);
     return static_cast<double>(bits) * 0x1p-53;
@@ -98,7 +100,7 @@ void random_normal(const Array& out, const Array& rng) {
             float* to = out.ptr<float>() + first;
             for_lanes<float>(n, [&](int64_t i, auto tail) {
                 vf r = sqrt(broadcast(-2.0f) * log(keep_first(load(radius + i, tail), tail, 1.0f)));
-                store(to + i, r * cos(load(angle + i, tail)), tail);
+                store(to + i, r * sine_or_cosine(load(angle + i, tail), 1), tail);
             });
         });
     } else if (out.dtype == DType::f64) {

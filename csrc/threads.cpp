@@ -80,17 +80,19 @@ int default_threads() {
 class Threads {
   public:
     explicit Threads(int n) {
-        for (int i = 1; i < n; i++) workers_.emplace_back([this] { work(); });
+        try {
+            for (int i = 1; i < n; i++) workers_.emplace_back([this] { work(); });
+        } catch (const std::exception& error) {
+            int n_started = count();
+            stop();
+            throw std::runtime_error("the system starts " + std::to_string(n_started) + " of " +
+                                     std::to_string(n) + " threads (" + error.what() +
+                                     "); ask for fewer by mg.set_num_threads or "
+                                     "MINIGRAD_NUM_THREADS");
+        }
     }
 
-    ~Threads() {
-        {
-            std::lock_guard<std::mutex> lock(sleep_mutex_);
-            stop_ = true;
-        }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
-    }
+    ~Threads() { stop(); }
 
     int count() const { return static_cast<int>(workers_.size()) + 1; }
 
@@ -115,6 +117,15 @@ class Threads {
   private:
     static constexpr uint64_t kInside = 0xffff, kOpen = 0x10000, kLowBits = 0x1ffff;
     static constexpr uint64_t kRegion = 0x20000;
+
+    void stop() {
+        {
+            std::lock_guard<std::mutex> lock(sleep_mutex_);
+            stop_ = true;
+        }
+        wake_.notify_all();
+        for (auto& worker : workers_) worker.join();
+    }
 
     void take_tasks() {
         for (;;) {
@@ -230,8 +241,9 @@ void set_num_threads(int n) {
         throw std::invalid_argument("set_num_threads: expected 1 to 4096, got " +
                                     std::to_string(n));
     std::lock_guard<std::mutex> lock(*region);
+    auto* made = new Threads(n);  // before those that run are given up: it may throw
     delete threads;
-    threads = new Threads(n);
+    threads = made;
 }
 
 void install_fork_handler() {

@@ -16,6 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -44,10 +45,11 @@ os.register_at_fork(  # a child must not find it held by a thread that it does n
 class _Mode(threading.local):
     grad = True
     anomaly = False
-    leaves: list[Tensor] | None = None  # that backward fills, for those who ask
 
 
 _mode = _Mode()
+# Whether any thread ever looked for anomalies: what a thread's mode says is slow to ask.
+_anomaly_used = False
 
 
 def is_grad_enabled() -> bool:
@@ -81,6 +83,8 @@ def detect_anomaly() -> Iterator[None]:
 
     Checks every output of every operation, forward and backward; slow, for hunting only.
     """
+    global _anomaly_used
+    _anomaly_used = True
     before, _mode.anomaly = _mode.anomaly, True
     try:
         yield
@@ -90,17 +94,7 @@ def detect_anomaly() -> Iterator[None]:
 
 def is_anomaly_enabled() -> bool:
     """Whether results are checked for NaN (in this thread)."""
-    return _mode.anomaly
-
-
-@contextlib.contextmanager
-def noting_leaves() -> Iterator[list[Tensor]]:
-    """Within the block, the leaves whose `.grad` a backward of this thread fills."""
-    before, _mode.leaves = _mode.leaves, []
-    try:
-        yield _mode.leaves
-    finally:
-        _mode.leaves = before
+    return _anomaly_used and _mode.anomaly
 
 
 class Storage:
@@ -181,9 +175,8 @@ class Node:
     _save_inputs: tuple[int, ...] = ()
     _save_outputs: tuple[int, ...] = ()
 
-    def __init__(self, function: type[Function], needs_input_grad: tuple[bool, ...]) -> None:
-        self.function = function
-        self.needs_input_grad = needs_input_grad
+    function: type[Function]
+    needs_input_grad: tuple[bool, ...]
 
     if TYPE_CHECKING:  # what forward leaves for backward beside tensors, by any name
 
@@ -233,11 +226,26 @@ class Node:
         return out
 
     def _record(self, inputs: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> None:
-        edges: list[Edge | None] = [
-            edge_of(t) if need and t is not None else None
-            for t, need in zip(inputs, self.needs_input_grad)  # noqa: B905  (of one length)
-        ]
+        kinds: list[tuple[tuple[int, ...], np.dtype]] = []
+        for i, out in enumerate(outputs):
+            array = out._array
+            dtype = array.dtype
+            kinds.append((array.shape, dtype))
+            if dtype in dtypes.FLOATING:
+                out.requires_grad = True
+                out._node, out._index = self, i
+        self.outputs = kinds
+        edges: list[Edge | None] = []
+        for tensor, need in zip(inputs, self.needs_input_grad):  # noqa: B905  (of one length)
+            if not need or tensor is None:
+                edges.append(None)
+            else:
+                node = tensor._node
+                edges.append((tensor if node is None else node, tensor._index))
         self.edges = edges
+        self.order = next(_order)
+        if not self._save_inputs and not self._save_outputs:
+            return
         saved: list[Saved | None] = []
         for i in self._save_inputs:
             tensor = inputs[i]
@@ -250,7 +258,6 @@ class Node:
             storage = outputs[i].storage
             saved.append((outputs[i]._array, storage, storage.version, i))
         self._saved = saved
-        self.order = next(_order)
 
     def release(self) -> None:
         self.edges = None
@@ -284,33 +291,35 @@ class Function:
             if device is not None:
                 with dispatch.device(device):
                     return cls.apply(*inputs, **options)
-        if _mode.grad:
-            flags = tuple([t is not None and t.requires_grad for t in inputs])
-            needs = True in flags
-        else:
-            flags = (False,) * len(inputs)
-            needs = False
-        ctx = Node(cls, flags)
-        result = cls.forward(ctx, *[None if t is None else t._array for t in inputs], **options)
+        # For what is small this function is most of the cost: no comprehensions and few calls.
+        arrays: list[Any] = []
+        flags: list[bool] = []
+        for t in inputs:
+            if t is None:
+                arrays.append(None)
+                flags.append(False)
+            else:
+                arrays.append(t._array)
+                flags.append(t.requires_grad)
+        needs = True in flags and _mode.grad
+        ctx = _new(Node)
+        ctx.function = cls
+        ctx.needs_input_grad = tuple(flags) if needs else (False,) * len(flags)
+        result = cls.forward(ctx, *arrays, **options)
         single = result.__class__ is not tuple
         wrap = _tensor.Tensor._wrap
-        if not needs and single and not cls.view and not _mode.anomaly:
-            return wrap(result)  # the shortest way, for what is small
+        if not needs and single and not cls.view and not (_anomaly_used and _mode.anomaly):
+            return wrap(result)
         outputs = [wrap(result)] if single else [wrap(a) for a in result]
         if cls.view:
             first = inputs[0]
             assert first is not None
             for out in outputs:
                 out._storage = first.storage
-        if _mode.anomaly:
+        if _anomaly_used and _mode.anomaly:
             for out in outputs:
                 _check_finite(ctx.name, out, "output", inputs)
         if needs:
-            ctx.outputs = [(out._array.shape, out._array.dtype) for out in outputs]
-            for i, out in enumerate(outputs):
-                if dtypes.is_floating(out._array.dtype):
-                    out.requires_grad = True
-                    out._node, out._index = ctx, i
             ctx._record(inputs, outputs)
         return outputs[0] if single else tuple(outputs)
 
@@ -359,8 +368,6 @@ def backward(
             for tensor, gradient in [*walked.leaves.values(), *walked.retained]:
                 before = tensor.grad
                 tensor.grad = walked.own(gradient) if before is None else before + gradient
-                if _mode.leaves is not None:
-                    _mode.leaves.append(tensor)
     finally:
         _mode.grad = mode
 
@@ -506,10 +513,10 @@ def _walk(
     walked = _Walked()
     leaves = walked.leaves
     tensor = _tensor.Tensor
-    pending: dict[int, list[Tensor | None]] = {}
+    pending: dict[Node, list[Tensor | None]] = {}
     heap: list[tuple[int, Node]] = []
-    wanted = {(id(target), index) for target, index in targets} if targets is not None else set()
-    needed = _needed_nodes(outputs, targets, wanted) if targets is not None else None
+    inner_targets = {(id(t), i) for t, i in targets or () if t.__class__ is Node}
+    needed = _needed_nodes(outputs, targets) if targets is not None else None
 
     def send(edge: Edge, gradient: Tensor) -> None:
         target, index = edge
@@ -518,14 +525,14 @@ def _walk(
             leaf: Any = target
             leaves[id(target)] = (leaf, gradient if before is None else before[1] + gradient)
             return
-        slots = pending.get(id(target))
+        node: Any = target
+        slots = pending.get(node)
         if slots is None:
-            slots = pending[id(target)] = [None] * len(target.outputs)
-            heapq.heappush(heap, (-target.order, target))
+            slots = pending[node] = [None] * len(node.outputs)
+            heapq.heappush(heap, (-node.order, node))
         old = slots[index]
         slots[index] = gradient if old is None else old + gradient
 
-    visited: list[Node] = []
     mode, _mode.grad = _mode.grad, create_graph  # a context manager costs as much as a small op
     try:
         for output, given in zip(outputs, grad_outputs, strict=True):
@@ -535,13 +542,14 @@ def _walk(
             send(edge_of(output), seed)
         while heap:
             node = heapq.heappop(heap)[1]
-            slots = pending.pop(id(node))
+            slots = pending.pop(node)
             if node.hooks is not None:
                 _run_hooks(node, slots, walked, retain=targets is None)
-            for index, slot in enumerate(slots):
-                if slot is not None and (id(node), index) in wanted:
-                    walked.captured[(id(node), index)] = slot
-            if needed is not None and id(node) not in needed:
+            if inner_targets:
+                for index, slot in enumerate(slots):
+                    if slot is not None and (id(node), index) in inner_targets:
+                        walked.captured[(id(node), index)] = slot
+            if needed is not None and node not in needed:
                 continue
             if node.edges is None:
                 raise RuntimeError(
@@ -549,15 +557,15 @@ def _walk(
                     "pass retain_graph=True to the first one to walk it twice, or detach() what "
                     "needs no gradient"
                 )
-            visited.append(node)
             device = device_away(node.name, *slots) if dispatch.elsewhere else None
             if device is not None:
+                mask = node.needs_input_grad if needed is None else needed[node]
                 with dispatch.device(device):
-                    gradients = _masked_backward(node, slots, needed, wanted)
-            elif needed is None:
+                    gradients = _masked_backward(node, slots, mask)
+            elif needed is None or needed[node] == node.needs_input_grad:
                 gradients = node.function.backward(node, *slots)
             else:
-                gradients = _masked_backward(node, slots, needed, wanted)
+                gradients = _masked_backward(node, slots, needed[node])
             if gradients.__class__ is not tuple:
                 gradients = (gradients,)
             if len(gradients) != len(node.edges):
@@ -579,7 +587,7 @@ def _walk(
                     shape, dtype = target._array.shape, target._array.dtype
                 if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
                     _refuse_gradient(node, gradient, edge)
-                if _mode.anomaly:
+                if _anomaly_used and _mode.anomaly:
                     sources = [*slots, *node.saved]
                     _check_finite(f"{node.name}.backward", gradient, "gradient", sources)
                 if not inner and gradient._storage is not None:  # not fresh
@@ -655,19 +663,10 @@ def _run_hook(hook: Callable[[Tensor], Tensor | None], gradient: Tensor, walked:
     return changed
 
 
-def _masked_backward(
-    node: Node, slots: list[Tensor | None], needed: set[int] | None, wanted: set[tuple[int, int]]
-) -> Any:
-    """Backward with only those input gradients asked for that lead to a target, if there are
-    targets."""
-    if needed is None:
-        return node.function.backward(node, *slots)
+def _masked_backward(node: Node, slots: list[Tensor | None], mask: tuple[bool, ...]) -> Any:
+    """Backward with only those input gradients asked for that lead to a target."""
     full = node.needs_input_grad
-    assert node.edges is not None
-    node.needs_input_grad = tuple(
-        edge is not None and (id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted)
-        for edge in node.edges
-    )
+    node.needs_input_grad = mask
     try:
         return node.function.backward(node, *slots)
     finally:
@@ -675,16 +674,16 @@ def _masked_backward(
 
 
 def _needed_nodes(
-    outputs: Sequence[Tensor], targets: Sequence[Edge], wanted: set[tuple[int, int]]
-) -> set[int]:
-    """The ids of the nodes through which a target is reached."""
-    nodes: dict[int, Node] = {}
+    outputs: Sequence[Tensor], targets: Sequence[Edge]
+) -> dict[Node, tuple[bool, ...]]:
+    """The nodes through which a target is reached, and by which of their inputs."""
+    seen: set[Node] = set()
     stack = [o._node for o in outputs if o._node is not None]
     while stack:
         node = stack.pop()
-        if id(node) in nodes:
+        if node in seen:
             continue
-        nodes[id(node)] = node
+        seen.add(node)
         for edge in node.edges or ():
             if edge is not None and edge[0].__class__ is Node:
                 stack.append(edge[0])  # type: ignore[arg-type]
@@ -693,13 +692,18 @@ def _needed_nodes(
     oldest = min(
         (target.order if isinstance(target, Node) else -1 for target, _ in targets), default=0
     )
-    needed: set[int] = {id(n) for n in nodes.values() if n.edges is None and n.order > oldest}
-    for node in sorted(nodes.values(), key=lambda n: n.order):
-        for edge in node.edges or ():
-            if edge is not None and (id(edge[0]) in needed or (id(edge[0]), edge[1]) in wanted):
-                needed.add(id(node))
-                break
+    needed: dict[Any, tuple[bool, ...]] = {
+        node: () for node in seen if node.edges is None and node.order > oldest
+    }
+    wanted = set(targets)
+    for node in sorted(seen, key=attrgetter("order")):
+        edges = node.edges or ()
+        leads = tuple([e is not None and (e[0] in needed or e in wanted) for e in edges])
+        if True in leads:
+            needed[node] = leads
     return needed
 
+
+_new = object.__new__
 
 from minigrad import tensor as _tensor  # noqa: E402  (tensor.py needs Function, and apply a Tensor)

@@ -85,7 +85,9 @@ def _signature(value: Any, arrays: list[np.ndarray]) -> Any:
             dtypes.as_dtype(value.dtype)  # raises
         arrays.append(value)
         return value.shape, value.dtype
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, float):
+        return type(value), value.hex()  # 0.0 and -0.0 are two, and a NaN is itself
+    if value is None or isinstance(value, (bool, int, str)):
         return type(value), value
     raise TypeError(
         f"capture: an argument is a {type(value).__name__}; expected tensors, arrays, numbers, "
@@ -163,15 +165,15 @@ class _Call:
         try:
             with (
                 recording.noted() as self.notes,
-                autograd.noting_leaves() as leaves,
                 dispatch.observe(self._launch),
             ):
                 returned = function(*args, **kwargs)
+                self.gradients = [(leaf, _array(leaf.grad)) for leaf in self.notes.leaves]
         finally:
             if self._arena is not None:
                 self._arena.end()
-        self.returned = _arrays(returned)
-        self.gradients = [(leaf, leaf.grad) for leaf in leaves]
+        self.returned = _mapped(_array, returned)
+        self._leave_gradients()
 
     def _run(self, name: str, kernel: Kernel, args: tuple[Any, ...]) -> None:
         if self._outer is None:
@@ -201,6 +203,11 @@ class _Call:
             return type(value)([self._borrowed(item) for item in value])
         return value
 
+    def _leave_gradients(self) -> None:
+        """As memory that a replay overwrites: whoever reads one gets a copy."""
+        for leaf, memory in self.gradients:
+            leaf._grad = memory
+
     def finish(self) -> None:
         """Makes the launches a program: runs of native ones, and what is Python between them."""
         self._parts: list[Callable[[], None]] = []
@@ -214,6 +221,15 @@ class _Call:
                 self._parts.append(partial(entry[1], *entry[2]) if is_launch else entry)
 
     def replay(self) -> None:
+        try:
+            self._replay_launches()
+        except BaseException:  # what is there is of no step, or of parts of two
+            for leaf, _ in self.gradients:
+                leaf.grad = None
+            raise
+        self._leave_gradients()
+
+    def _replay_launches(self) -> None:
         observer = dispatch.current_observer()
         if observer is None:
             for part in self._parts:
@@ -224,12 +240,10 @@ class _Call:
                     observer(*entry)
                 else:
                     entry()
-        for leaf, gradient in self.gradients:
-            leaf.grad = gradient
 
     def result(self) -> Any:
         """What the call returned, in memory of its own: the next replay writes into the call's."""
-        return _copied(self.returned)
+        return _mapped(_copy, self.returned)
 
     def described(self) -> list[tuple[str, list[Any]]]:
         """Every launch with its arguments as what can be compared with another call's."""
@@ -288,29 +302,34 @@ def _what_differs(a: Any, b: Any) -> str:
         )
     return (
         f"(shape {b[2]}) was in other memory. What a call leaves for the next one (a running mean, "
-        "gradients that add up) must be changed in place; zero gradients within the function"
+        "say) must be changed in place"
     )
 
 
-def _arrays(value: Any) -> Any:
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """function(leaf) for every leaf of nested tuples (named ones, too), lists and dicts."""
+    if value.__class__ is dict:
+        return {name: _mapped(function, item) for name, item in value.items()}
+    if value.__class__ in (tuple, list):
+        return type(value)([_mapped(function, item) for item in value])
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make([_mapped(function, item) for item in value])
+    return function(value)
+
+
+def _array(value: Any) -> np.ndarray | None:
     if value is None:
         return None
     if isinstance(value, Tensor):
         return value._array
-    if isinstance(value, (tuple, list)):
-        return type(value)([_arrays(item) for item in value])
     raise TypeError(
         f"capture: the function returned a {type(value).__name__}, which a replay could not make; "
-        "expected tensors (or a tuple or list of them) or None"
+        "expected tensors (or tuples, lists and dicts of them) or None"
     )
 
 
-def _copied(value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, np.ndarray):
-        return Tensor._wrap(copied(value))
-    return type(value)([_copied(item) for item in value])
+def _copy(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else Tensor._wrap(copied(array))
 
 
 def capture(function: Callable[..., Any]) -> Captured:
@@ -320,13 +339,15 @@ def capture(function: Callable[..., Any]) -> Captured:
     bit, without the cost of its Python. Arguments are tensors or arrays (copied into fixed
     buffers), numbers, strings or None (constants); every combination of shapes, dtypes and
     constants is recorded for itself, by its first two or three calls, which run as always. It may
-    return tensors (or a tuple or list of them): copies, outside of any graph.
+    return tensors (or nested tuples, lists and dicts of them): copies, outside of any graph. So is
+    a `.grad` that is read afterwards. Tensors that the function leaves elsewhere (attributes, say)
+    are in memory that every replay writes again: return them, or copy them outside.
 
     The function's Python runs only while recording. So `.item()`, `bool()`, `.numpy()` and tensors
-    made from data raise RuntimeError inside; learning rates are set outside; gradients must be
-    zeroed inside. Random streams, an optimizer's counts and its rates follow each call. Calls that
-    do not do the same raise RuntimeError naming what differed. Other Python values that the
-    function reads (a module's `training`, say) keep what they were.
+    made from data raise RuntimeError inside; learning rates are set outside. Random streams, an
+    optimizer's counts and its rates, and gradients that are not zeroed inside follow each call.
+    Calls that do not do the same raise RuntimeError naming what differed. Other Python values that
+    the function reads (a module's `training`, say) keep what they were.
 
     >>> import minigrad as mg
     >>> w = mg.tensor([1.0, 2.0], requires_grad=True)

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.shapes import broadcast_shape
 
 Kernel = Callable[..., None]
 Observer = Callable[[str, Kernel, tuple[Any, ...]], None]
@@ -109,6 +110,21 @@ def launch(name: str, *args: Any) -> None:
         _observer(f"numpy:{name}", kernel, args)
     else:
         _observer(name, kernel, args)
+
+
+def launch_made(name: str, *args: Any) -> np.ndarray:
+    """`launch` of an elementwise kernel that makes its output, None among the arguments: a new
+    array of the inputs' broadcast shape, in the dtype of the last of them."""
+    if _observer is None and _set == "native":  # which makes it in the same call
+        kernel: Any = _table.get(name)
+        if kernel is None:
+            kernel = _table[name] = _resolve(name)
+        return kernel(*args)
+    place = next(i for i, value in enumerate(args) if value is None)
+    inputs = args[:place]
+    out = empty(broadcast_shape(name, *[x.shape for x in inputs]), inputs[-1].dtype)
+    launch(name, *inputs, out, *args[place + 1 :])
+    return out
 
 
 class _ByNumpy:

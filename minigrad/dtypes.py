@@ -27,6 +27,8 @@ def as_dtype(dtype: object) -> np.dtype:
     """
     if dtype.__class__ is str and dtype in _BY_NAME:
         return _BY_NAME[dtype]
+    if isinstance(dtype, np.dtype) and dtype in ALL:  # its name is slow to ask for
+        return dtype
     try:
         found = _BY_NAME[np.dtype(dtype).name]  # type: ignore[call-overload]
     except (TypeError, KeyError):

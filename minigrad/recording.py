@@ -11,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from minigrad.tensor import Tensor
 
 
 class Notes:
@@ -23,6 +26,7 @@ class Notes:
         self.entries: list[Any] = []  # actions, and launches as `capture` has them
         self.cells: list[np.ndarray] = []
         self.guards: list[Callable[[], bool]] = []
+        self.leaves: dict[Tensor, None] = {}  # whose gradients were set
 
 
 class _Active(threading.local):
@@ -59,6 +63,17 @@ def cell(array: np.ndarray) -> np.ndarray:
     if _active.notes is not None:
         _active.notes.cells.append(array)
     return array
+
+
+def note_leaf(leaf: Tensor) -> None:
+    """Notes that the step being recorded set the gradient of this leaf."""
+    if _active.notes is not None:
+        _active.notes.leaves[leaf] = None
+
+
+def has_leaf(leaf: Tensor) -> bool:
+    """Whether the step being recorded set the gradient of this leaf."""
+    return _active.notes is not None and leaf in _active.notes.leaves
 
 
 def guard(holds: Callable[[], bool]) -> None:

@@ -6,6 +6,7 @@ Methods and operators only name the functions of `minigrad/ops`, which carry the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,18 @@ class Tensor:
     __slots__ = (
         "__weakref__",
         "_array",
+        "_grad",
         "_hooks",
         "_index",
         "_node",
         "_storage",
-        "grad",
         "requires_grad",
     )
     __array_priority__ = 1000  # NumPy leaves mixed arithmetic to the methods here
 
     _array: np.ndarray
     requires_grad: bool
-    grad: Tensor | None
+    _grad: Tensor | np.ndarray | None  # an array: memory that a captured step writes again
     _node: Node | None
     _index: int
     _storage: Storage | None
@@ -53,7 +54,7 @@ class Tensor:
         self = _new(cls)
         self._array = array
         self.requires_grad = False
-        self.grad = self._node = self._storage = self._hooks = None
+        self._grad = self._node = self._storage = self._hooks = None
         self._index = 0
         if dispatch.elsewhere and dispatch.active_device() != "cpu":
             self._storage = Storage(dispatch.active_device())
@@ -188,6 +189,37 @@ class Tensor:
         return bool(self.item())
 
     # ---- gradients ----
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What `backward` left for this leaf (same shape and dtype), or None."""
+        if recording.active() and not recording.has_leaf(self):
+            return self._brought_grad()
+        found = self._grad
+        if isinstance(found, np.ndarray):
+            found = self._grad = Tensor._wrap(ops.copied(found))
+        return found
+
+    @grad.setter
+    def grad(self, gradient: Tensor | None) -> None:
+        self._grad = gradient
+        recording.note_leaf(self)
+
+    def _brought_grad(self) -> Tensor | None:
+        """The gradient from before the step that is being recorded; each replay brings its own."""
+        if self._grad is None:
+            recording.guard(lambda: self._grad is None)
+            return None
+        recording.guard(lambda: self._grad is not None)
+        own = ops.empty_like(self)
+        recording.cell(own._array)
+        recording.repeat(partial(self._bring_grad, own))
+        self.grad = own
+        return own
+
+    def _bring_grad(self, out: Tensor) -> None:
+        given = self._grad
+        out._array[...] = given._array if isinstance(given, Tensor) else given
 
     def backward(
         self,

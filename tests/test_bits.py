@@ -317,6 +317,16 @@ def test_random_words_follow_the_definition(seed: int, level: str) -> None:
     assert uniform.tolist() == ((philox_words(seed, 4, 77) >> 8) * 2.0**-24).tolist()
 
 
+def test_normal_numbers_follow_the_definition(level: str) -> None:
+    """Box and Muller's: each from two words, the radius by the first, the angle by the second."""
+    seed, n = 2**34 + 3, 5001
+    words = philox_words(seed, 0, 2 * n) >> 8
+    u, v = words[::2] * 2.0**-24, words[1::2] * 2.0**-24
+    exact = np.sqrt(-2 * np.log(1 - u)) * np.cos((v - 0.5) * 2 * np.pi)
+    drawn = mg.randn((n,), generator=mg.Generator(seed)).numpy()
+    np.testing.assert_allclose(drawn, exact, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_dropout_keeps_what_the_definition_keeps(dtype: str, p: float, level: str) -> None:

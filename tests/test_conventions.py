@@ -3,6 +3,7 @@ offsets beyond 2^31, indices out of range, mixed dtypes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -615,3 +616,39 @@ def test_nan_wins_extremes(level: str) -> None:
     assert np.isnan(mg.minimum(2.0, x).numpy()[0]).sum() == 20
     assert np.isnan(mg.clip(x, 0, 1).numpy()[0]).sum() == 20
     assert np.isnan(mg.relu(x).numpy()[0]).sum() == 20
+
+
+# ---- shapes of elementwise results ----
+
+
+@pytest.mark.parametrize("kernels", ["native", "ref"])
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((), ()),
+        ((), (3,)),
+        ((2, 3), (3,)),
+        ((4,), (2, 1, 1)),
+        ((1, 5, 1), (2, 1, 3)),
+        ((0, 3), (1, 3)),
+        ((1,), (2, 0)),
+        ((2, 3), (4,)),
+        ((0,), (3,)),
+        ((2, 1, 3), (3, 2)),
+    ],
+    ids=str,
+)
+def test_shapes_broadcast_as_numpys_do(shapes: Any, kernels: str) -> None:
+    a, b = (mg.ones(shape) for shape in shapes)
+    with mg.use_kernels(kernels):
+        try:
+            expected = np.broadcast_shapes(*shapes)
+        except ValueError:
+            listed = " and ".join(map(str, shapes))
+            with pytest.raises(ValueError, match=f"^add: shapes {re.escape(listed)} do not broad"):
+                a + b
+            return
+        out, chosen = a + b, mg.where(a > 0, a, b)
+    assert out.shape == chosen.shape == expected
+    assert (out.numpy() == 2).all()
+    assert (chosen.numpy() == 1).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,6 +56,24 @@ def test_linear_starts_from_torchs_bounds() -> None:
     assert wide(layer.weight).std() == pytest.approx(bound / math.sqrt(3), rel=0.01)
     empty = nn.Linear(0, 3)
     assert empty(mg.zeros((2, 0))).tolist() == [[0, 0, 0]] * 2
+
+
+def test_layers_start_from_what_they_are_given() -> None:
+    init = partial(nn.normal, std=0.1)
+    mg.manual_seed(1)
+    layers = nn.Linear(40, 30, init=init), nn.Embedding(20, 40, init=init)
+    attention = nn.MultiheadAttention(
+        40, 2, init=init, projection_init=partial(mg.zeros, requires_grad=True)
+    )
+    mg.manual_seed(1)
+    drawn = [init(shape) for shape in ((30, 40), (20, 40), (120, 40))]
+    for layer, weight in zip((*layers, attention.qkv), drawn, strict=True):
+        assert layer.weight.requires_grad
+        assert layer.weight.tolist() == weight.tolist()
+    assert layers[0].bias.tolist() == [0] * 30
+    assert layers[0].bias.requires_grad
+    assert attention.projection.weight.tolist() == [[0] * 40] * 40
+    assert wide(drawn[0]).std() == pytest.approx(0.1, rel=0.05)
 
 
 def test_embedding() -> None:

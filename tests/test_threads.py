@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -107,6 +108,34 @@ def test_the_environment_decides() -> None:
         run_python("import minigrad as mg; print(mg.num_threads())", MINIGRAD_NUM_THREADS="3")
         == "3"
     )
+
+
+MORE_THAN_THERE_ARE = """
+import resource
+import minigrad as mg
+mg.set_num_threads(2)
+x = mg.randn((256, 256))
+before = (x @ x).numpy().copy()
+with open("/proc/self/statm") as sizes:
+    used = int(sizes.read().split()[0]) * resource.getpagesize()
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, limits[1]))
+try:
+    mg.set_num_threads(4000)
+except RuntimeError as error:
+    print(error)
+print(mg.num_threads(), ((x @ x).numpy() == before).all())
+mg.set_num_threads(3)
+print(mg.num_threads(), ((x @ x).numpy() == before).all())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_threads_that_the_system_does_not_give() -> None:
+    """An error, and the threads there were go on."""
+    said, *rest = run_python(MORE_THAN_THERE_ARE).splitlines()
+    assert re.fullmatch(r"the system starts \d+ of 4000 threads \(.*\); ask for fewer by .*", said)
+    assert rest == ["2 True", "3 True"]
 
 
 # ---- idle ----

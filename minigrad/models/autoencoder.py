@@ -4,10 +4,10 @@ back."""
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 from minigrad import nn, ops
-from minigrad.nn.layers import uniform
 from minigrad.tensor import Tensor
 
 
@@ -19,10 +19,8 @@ def dense(sizes: list[int], activation: str, last: str | None) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(pairwise(sizes)):
-        layer = nn.Linear(n_in, n_out)
-        layer.weight = uniform((n_out, n_in), math.sqrt(6 / (n_in + n_out)))
-        layer.bias = ops.zeros((n_out,)).requires_grad_()
-        layers.append(layer)
+        init = partial(nn.uniform, bound=math.sqrt(6 / (n_in + n_out)))
+        layers.append(nn.Linear(n_in, n_out, init=init))
         name = last if i == len(sizes) - 2 else activation
         if name:
             layers.append(nn.Activation(name))

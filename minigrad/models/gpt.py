@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -35,12 +36,21 @@ class GPTConfig:
     activation: str = "gelu_tanh"
 
 
+_init = partial(nn.normal, std=0.02)
+
+
+def _projection_init(config: GPTConfig) -> Callable[[tuple[int, ...]], Tensor]:
+    """Of the layers that end on the residual stream, which is the sum of all of them."""
+    return partial(nn.normal, std=0.02 / math.sqrt(2 * config.n_layers))
+
+
 class FeedForward(nn.Module):
     """Two linear layers around a GELU, four times as wide inside."""
 
     def __init__(self, config: GPTConfig) -> None:
-        self.expand = nn.Linear(config.dim, 4 * config.dim, activation=config.activation)
-        self.projection = nn.Linear(4 * config.dim, config.dim)
+        dim, wide = config.dim, 4 * config.dim
+        self.expand = nn.Linear(dim, wide, activation=config.activation, init=_init)
+        self.projection = nn.Linear(wide, dim, init=_projection_init(config))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(self.expand(x))
@@ -52,7 +62,12 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         self.norm1 = nn.LayerNorm(config.dim)
         self.attention = nn.MultiheadAttention(
-            config.dim, config.n_heads, dropout=config.dropout, causal=True
+            config.dim,
+            config.n_heads,
+            dropout=config.dropout,
+            causal=True,
+            init=_init,
+            projection_init=_projection_init(config),
         )
         self.norm2 = nn.LayerNorm(config.dim)
         self.feed_forward = FeedForward(config)
@@ -76,22 +91,11 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig, checkpoint_activations: bool = False) -> None:
         self.config, self.checkpoint_activations = config, checkpoint_activations
-        self.token = nn.Embedding(config.vocab_size, config.dim)
-        self.position = nn.Embedding(config.seq_len, config.dim)
+        self.token = nn.Embedding(config.vocab_size, config.dim, init=_init)
+        self.position = nn.Embedding(config.seq_len, config.dim, init=_init)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = [Block(config) for _ in range(config.n_layers)]
         self.norm = nn.LayerNorm(config.dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        with autograd.no_grad():
-            for name, p in self.named_parameters():
-                if name.endswith("bias"):
-                    p.copy_(0.0)
-                elif p.ndim == 2:
-                    residual = name.endswith("projection.weight")
-                    std = 0.02 / math.sqrt(2 * self.config.n_layers) if residual else 0.02
-                    p.copy_(ops.randn(p.shape) * std)
 
     def features(self, tokens: Tensor, caches: list[nn.KVCache] | None = None) -> Tensor:
         """The final, normalised states (B, T, dim)."""

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+import numpy as np
 
 from minigrad import ops
+from minigrad.dispatch import launch
 from minigrad.nn.module import Module
 from minigrad.random import Generator
 from minigrad.tensor import Tensor
 
+Initialiser = Callable[[tuple[int, ...]], Tensor]  # the shape of a parameter → the parameter
+
 
 def uniform(shape: tuple[int, ...], bound: float, generator: Generator | None = None) -> Tensor:
     """A parameter drawn from [-bound, bound)."""
-    return ((ops.rand(shape, generator=generator) * 2 - 1) * bound).detach().requires_grad_()
+    return _scaled(ops.rand(shape, generator=generator) - 0.5, 2 * bound)
 
 
 def normal(shape: tuple[int, ...], std: float, generator: Generator | None = None) -> Tensor:
     """A parameter drawn from N(0, std²)."""
-    return (ops.randn(shape, generator=generator) * std).detach().requires_grad_()
+    return _scaled(ops.randn(shape, generator=generator), std)
+
+
+def _scaled(drawn: Tensor, factor: float) -> Tensor:
+    """The same tensor as a parameter, multiplied in place."""
+    launch("scale", [drawn._array], np.array([factor]))
+    return drawn.requires_grad_()
 
 
 class Linear(Module):
-    """activation(x Wᵀ + b): (…, in) → (…, out). Both drawn from U(-1/√in, 1/√in)."""
+    """activation(x Wᵀ + b): (…, in) → (…, out). Both drawn from U(-1/√in, 1/√in); with `init`, the
+    weight is init((out, in)) and the bias 0."""
 
     def __init__(
         self,
@@ -30,10 +43,16 @@ class Linear(Module):
         bias: bool = True,
         activation: str | None = None,
         generator: Generator | None = None,
+        init: Initialiser | None = None,
     ) -> None:
-        bound = 1 / math.sqrt(in_features) if in_features else 0.0
-        self.weight = uniform((out_features, in_features), bound, generator)
-        self.bias = uniform((out_features,), bound, generator) if bias else None
+        shape = out_features, in_features
+        if init is None:
+            bound = 1 / math.sqrt(in_features) if in_features else 0.0
+            self.weight = uniform(shape, bound, generator)
+            self.bias = uniform(shape[:1], bound, generator) if bias else None
+        else:
+            self.weight = init(shape)
+            self.bias = ops.zeros(shape[:1], requires_grad=True) if bias else None
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,10 +60,17 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Rows of a (n_embeddings, dim) table, drawn from N(0, 1)."""
+    """Rows of a (n_embeddings, dim) table, drawn from N(0, 1), or init((n_embeddings, dim))."""
 
-    def __init__(self, n_embeddings: int, dim: int, generator: Generator | None = None) -> None:
-        self.weight = normal((n_embeddings, dim), 1.0, generator)
+    def __init__(
+        self,
+        n_embeddings: int,
+        dim: int,
+        generator: Generator | None = None,
+        init: Initialiser | None = None,
+    ) -> None:
+        shape = n_embeddings, dim
+        self.weight = normal(shape, 1.0, generator) if init is None else init(shape)
 
     def forward(self, indices: Tensor) -> Tensor:
         return ops.embedding(self.weight, indices)
@@ -122,7 +148,7 @@ class MultiheadAttention(Module):
     """Self-attention with a packed projection: (B, T, dim) → (B, T, dim).
 
     `n_kv_heads` below `n_heads` shares keys and values among groups of queries (Ainslie et al.
-    2023).
+    2023). `init` and `projection_init` initialise the two layers as `Linear` says.
     """
 
     def __init__(
@@ -134,14 +160,16 @@ class MultiheadAttention(Module):
         dropout: float = 0.0,
         causal: bool = False,
         generator: Generator | None = None,
+        init: Initialiser | None = None,
+        projection_init: Initialiser | None = None,
     ) -> None:
         if dim % n_heads:
             raise ValueError(f"MultiheadAttention: dim {dim} is no multiple of n_heads {n_heads}")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads or n_heads
         self.head_dim = dim // n_heads
         width = (n_heads + 2 * self.n_kv_heads) * self.head_dim
-        self.qkv = Linear(dim, width, bias, generator=generator)
-        self.projection = Linear(dim, dim, bias, generator=generator)
+        self.qkv = Linear(dim, width, bias, generator=generator, init=init)
+        self.projection = Linear(dim, dim, bias, generator=generator, init=projection_init)
         self.causal, self.dropout = causal, dropout
 
     def forward(

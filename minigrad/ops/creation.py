@@ -285,6 +285,8 @@ def eye(n: int, m: int | None = None, dtype: Any = None) -> Tensor:
 
 def cast(x: Tensor, dtype: Any) -> Tensor:
     """x converted to `dtype`; x itself where it already has it."""
+    if x._array.dtype is dtype:
+        return x
     wanted = dtypes.as_dtype(dtype)
     return x if x.dtype == wanted else Cast.apply(x, dtype=wanted)
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from minigrad import dispatch, dtypes, recording
-from minigrad.autograd import Function, Node, device_away, is_grad_enabled
+from minigrad.autograd import Function, Node, device_away, is_anomaly_enabled, is_grad_enabled
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch
+from minigrad.dispatch import empty, launch, launch_made
 from minigrad.ops.creation import as_tensor, cast, constant, zeros_like
+from minigrad.shapes import broadcast_shape
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [
@@ -160,9 +161,7 @@ class Unary(Function):
         ctx.kernel, ctx.p = kernel, p
         ctx.save_inputs(0)
         ctx.save_outputs(0)
-        out = empty(x.shape, x.dtype)
-        launch(kernel, x, out, p)
-        return out
+        return launch_made(kernel, x, None, p)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> Tensor:
@@ -172,9 +171,9 @@ class Unary(Function):
             return zeros_like(x)
         if is_grad_enabled():
             return g * derivative(x, y, ctx.p)
-        out = empty(x.shape, x.dtype)
-        launch(f"{ctx.kernel}_bwd", g._array, x._array, y._array, out, ctx.p)
-        return Tensor._wrap(out)
+        return Tensor._wrap(
+            launch_made(f"{ctx.kernel}_bwd", g._array, x._array, y._array, None, ctx.p)
+        )
 
 
 def derivative_of(kernel: str, x: Tensor) -> Tensor:
@@ -327,24 +326,13 @@ def isfinite(x: TensorLike) -> Tensor:
 def unbroadcast(g: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The gradient of broadcasting `shape` to g's shape: the sum over the axes that were
     repeated."""
-    if g.shape == shape:
+    if g._array.shape == shape:
         return g
     extra = g.ndim - len(shape)
     axes = tuple(
         d for d in range(g.ndim) if d < extra or (shape[d - extra] == 1 and g.shape[d] != 1)
     )
     return movement.reshape(reduce.sum(g, axes, keepdims=True), shape)
-
-
-def broadcast_shape(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
-    first = shapes[0]
-    if builtins.all(s == first or s == () for s in shapes):
-        return first
-    try:
-        return np.broadcast_shapes(*shapes)
-    except ValueError:
-        listed = " and ".join(str(s) for s in shapes)
-        raise ValueError(f"{op}: shapes {listed} do not broadcast") from None
 
 
 _BINARY: dict[str, Callable[..., Any]] = {
@@ -368,44 +356,60 @@ _COMPARISON: dict[str, Callable[..., Any]] = {
 }
 
 
-def _binary_forward(kernel: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    shape = a.shape if a.shape == b.shape else broadcast_shape(kernel, a.shape, b.shape)
-    out = empty(shape, a.dtype)
-    launch(kernel, a, b, out)
-    return out
+class Binary(Function):
+    """A kernel of two operands and nothing else."""
+
+    kernel: str
+
+    @classmethod
+    def apply(cls, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        """As every function's; where no gradient can be asked for, the kernel is all there is."""
+        if a.requires_grad or b.requires_grad or dispatch.elsewhere or is_anomaly_enabled():
+            return super().apply(a, b)
+        return Tensor._wrap(launch_made(cls.kernel, a._array, b._array, None))
 
 
-class Add(Function):
+class Add(Binary):
+    kernel = "add"
+
     @staticmethod
     def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        ctx.shapes = a.shape, b.shape
-        return _binary_forward("add", a, b)
+        ctx.shapes = None if a.shape == b.shape else (a.shape, b.shape)
+        return launch_made("add", a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
         need_a, need_b = ctx.needs_input_grad
+        if ctx.shapes is None:
+            return g if need_a else None, g if need_b else None
         a, b = ctx.shapes
         return unbroadcast(g, a) if need_a else None, unbroadcast(g, b) if need_b else None
 
 
-class Sub(Function):
+class Sub(Binary):
+    kernel = "sub"
+
     @staticmethod
     def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        ctx.shapes = a.shape, b.shape
-        return _binary_forward("sub", a, b)
+        ctx.shapes = None if a.shape == b.shape else (a.shape, b.shape)
+        return launch_made("sub", a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
         need_a, need_b = ctx.needs_input_grad
+        if ctx.shapes is None:
+            return g if need_a else None, -g if need_b else None
         a, b = ctx.shapes
         return unbroadcast(g, a) if need_a else None, unbroadcast(-g, b) if need_b else None
 
 
-class Mul(Function):
+class Mul(Binary):
+    kernel = "mul"
+
     @staticmethod
     def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         ctx.save_inputs(0, 1)
-        return _binary_forward("mul", a, b)
+        return launch_made("mul", a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -417,11 +421,13 @@ class Mul(Function):
         )
 
 
-class Div(Function):
+class Div(Binary):
+    kernel = "div"
+
     @staticmethod
     def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         ctx.save_inputs(0, 1)
-        return _binary_forward("div", a, b)
+        return launch_made("div", a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -440,7 +446,7 @@ class Pow(Function):
     def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         ctx.save_inputs(0, 1)
         ctx.save_outputs(0)
-        return _binary_forward("pow", a, b)
+        return launch_made("pow", a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -464,7 +470,7 @@ class Extreme(Function):
     def forward(ctx: Node, a: np.ndarray, b: np.ndarray, kernel: str) -> np.ndarray:
         ctx.kernel = kernel
         ctx.save_inputs(0, 1)
-        return _binary_forward(kernel, a, b)
+        return launch_made(kernel, a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -476,6 +482,14 @@ class Extreme(Function):
             unbroadcast(g * share, a.shape) if need_a else None,
             unbroadcast(g * (1 - share), b.shape) if need_b else None,
         )
+
+
+def _alike(a: TensorLike, b: TensorLike) -> bool:
+    """Whether both are tensors of one dtype, not bool: most operands of arithmetic are."""
+    if a.__class__ is not Tensor or b.__class__ is not Tensor:
+        return False
+    dtype = a._array.dtype
+    return dtype is b._array.dtype and dtype is not dtypes.bool_
 
 
 def _operands(op: str, a: TensorLike, b: TensorLike) -> tuple[Tensor, Tensor]:
@@ -512,17 +526,23 @@ def _arithmetic(op: str, a: TensorLike, b: TensorLike) -> tuple[Tensor, Tensor]:
 
 def add(a: TensorLike, b: TensorLike) -> Tensor:
     """a + b, broadcast."""
-    return Add.apply(*_arithmetic("add", a, b))
+    if not _alike(a, b):
+        a, b = _arithmetic("add", a, b)
+    return Add.apply(a, b)
 
 
 def sub(a: TensorLike, b: TensorLike) -> Tensor:
     """a - b, broadcast."""
-    return Sub.apply(*_arithmetic("sub", a, b))
+    if not _alike(a, b):
+        a, b = _arithmetic("sub", a, b)
+    return Sub.apply(a, b)
 
 
 def mul(a: TensorLike, b: TensorLike) -> Tensor:
     """a · b elementwise, broadcast."""
-    return Mul.apply(*_arithmetic("mul", a, b))
+    if not _alike(a, b):
+        a, b = _arithmetic("mul", a, b)
+    return Mul.apply(a, b)
 
 
 def div(a: TensorLike, b: TensorLike) -> Tensor:
@@ -624,9 +644,7 @@ class Where(Function):
     def forward(ctx: Node, condition: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         ctx.save_inputs(0)
         ctx.shapes = a.shape, b.shape
-        out = empty(broadcast_shape("where", condition.shape, a.shape, b.shape), a.dtype)
-        launch("where", condition, a, b, out)
-        return out
+        return launch_made("where", condition, a, b, None)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -655,9 +673,7 @@ class Clip(Function):
     def forward(ctx: Node, x: np.ndarray, low: float, high: float) -> np.ndarray:
         ctx.bounds = low, high
         ctx.save_inputs(0)
-        out = empty(x.shape, x.dtype)
-        launch("clip", x, out, low, high)
-        return out
+        return launch_made("clip", x, None, low, high)
 
     @staticmethod
     def backward(ctx: Node, g: Tensor) -> Tensor:

@@ -17,11 +17,12 @@ from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
 from minigrad.ops.bias_gelu import bias_gelu
 from minigrad.ops.creation import as_tensor, cast
-from minigrad.ops.elementwise import broadcast_shape, relu, unbroadcast
+from minigrad.ops.elementwise import relu, unbroadcast
 from minigrad.ops.linear_bf16 import LinearBf16
 from minigrad.ops.movement import permute, reshape, swapaxes
 from minigrad.ops.reduce import sum as sum_
 from minigrad.precision import active_precision
+from minigrad.shapes import broadcast_shape
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["einsum", "linear", "matmul"]
