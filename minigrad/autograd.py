@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from minigrad import dtypes
+from minigrad import dispatch, dtypes
 
 if TYPE_CHECKING:
     from minigrad.tensor import Tensor
@@ -98,18 +98,51 @@ def is_anomaly_enabled() -> bool:
 
 
 class Storage:
-    """What views of one buffer share: its version, and packed copies made for the matrix
-    product."""
+    """What views of one buffer share: its device, its version, and packed copies made for the
+    matrix product."""
 
-    __slots__ = ("packed", "version")
+    __slots__ = ("device", "packed", "version")
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        if device != "cpu":
+            dispatch.elsewhere = True
         self.version = 0
         self.packed: dict[str, tuple[int, np.ndarray]] = {}
 
     def changed(self) -> None:
         """Notes a change of the memory in place."""
         self.version += 1
+
+
+def common_device(op: str, tensors: Sequence[Tensor | None]) -> str:
+    """The device that an op's tensors are on. Numbers (0-d tensors) go with those that have axes.
+
+    Raises RuntimeError where they are on different ones.
+    """
+    numbers, found = "cpu", None
+    for t in tensors:
+        if t is None:
+            continue
+        device = t.device
+        if not t._array.ndim:
+            numbers = device if numbers == "cpu" else numbers
+        elif found is None:
+            found = device
+        elif device != found:
+            raise RuntimeError(
+                f"{op}: one tensor is on {found} and another on {device}; bring them to one "
+                f"device, with x.to({found!r}) or x.to({device!r})"
+            )
+    return found or numbers
+
+
+def device_away(op: str, *tensors: Tensor | None) -> str | None:
+    """The device of an op's tensors (see `common_device`) if it has yet to be activated."""
+    if not dispatch.elsewhere:
+        return None
+    device = common_device(op, tensors)
+    return None if device == dispatch.active_device() else device
 
 
 # Where a gradient goes: the output `index` of a node, or a leaf tensor.
@@ -253,6 +286,11 @@ class Function:
     @classmethod
     def apply(cls, *inputs: Tensor | None, **options: Any) -> Any:
         """Runs the function on tensors and records it where a gradient may be asked for."""
+        if dispatch.elsewhere:
+            device = device_away(options.get("kernel", cls.__name__), *inputs)
+            if device is not None:
+                with dispatch.device(device):
+                    return cls.apply(*inputs, **options)
         # For what is small this function is most of the cost: no comprehensions and few calls.
         arrays: list[Any] = []
         flags: list[bool] = []
@@ -419,7 +457,7 @@ class _Walked:
             return gradient
         if _mode.grad:
             return _tensor.ops.copy(gradient)
-        return _tensor.Tensor._wrap(_tensor.ops.copied(array))
+        return _tensor.Tensor._placed(_tensor.ops.copied(array), gradient.device)
 
 
 def owner_of(array: np.ndarray) -> np.ndarray:
@@ -450,9 +488,9 @@ def _seed(output: Tensor, grad_output: Any) -> Tensor:
                 f"backward: a gradient is implied for scalars only, and this output has shape "
                 f"{output.shape}; reduce it (.sum(), .mean()) or pass the gradient"
             )
-        return _tensor.Tensor._wrap(np.ones(output.shape, output.dtype))
+        return _tensor.Tensor._placed(np.ones(output.shape, output.dtype), output.device)
     if grad_output.__class__ is not _tensor.Tensor:
-        grad_output = _tensor.ops.tensor(grad_output, output.dtype)
+        grad_output = _tensor.ops.tensor(grad_output, output.dtype, output.device)
     if grad_output.shape != output.shape or grad_output.dtype != output.dtype:
         raise ValueError(
             f"backward: the gradient given has shape {grad_output.shape} and dtype "
@@ -519,7 +557,12 @@ def _walk(
                     "pass retain_graph=True to the first one to walk it twice, or detach() what "
                     "needs no gradient"
                 )
-            if needed is None or needed[node] == node.needs_input_grad:
+            device = device_away(node.name, *slots) if dispatch.elsewhere else None
+            if device is not None:
+                mask = node.needs_input_grad if needed is None else needed[node]
+                with dispatch.device(device):
+                    gradients = _masked_backward(node, slots, mask)
+            elif needed is None or needed[node] == node.needs_input_grad:
                 gradients = node.function.backward(node, *slots)
             else:
                 gradients = _masked_backward(node, slots, needed[node])

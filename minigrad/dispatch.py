@@ -10,6 +10,10 @@ A name is resolved once per set and cached. There is no fallback from one set to
 that is not there is an error that says what is. Only on a device (`device("emulated:sm_80")`) does
 the reference do what has no GPU kernel yet, and a profile shows it as `numpy:name`. Every launch
 passes through `launch`, which is where a profile counts and times it.
+
+A tensor has a device, and an operation runs where its tensors are: `Function.apply` and the few ops
+beside it activate that device if it is not active. The context `device` says where new tensors are
+made.
 """
 
 from __future__ import annotations
@@ -88,6 +92,7 @@ def _default_level() -> str | None:
 _level = _default_level()
 _set = "native" if _level else "ref"
 _device = "cpu"
+elsewhere = False  # whether a tensor of this process may be on another device than the cpu
 _tables: dict[tuple[str, str | None, str], dict[str, Kernel]] = {}
 _table: dict[str, Kernel] = _tables.setdefault((_set, _level, _device), {})
 _observer: Observer | None = None
@@ -160,15 +165,21 @@ def use_kernels(name: str) -> Iterator[None]:
 DEVICES = ("cpu", "emulated:sm_80", "emulated:sm_90")
 
 
+def check_device(op: str, name: str) -> str:
+    """The name of a device, or ValueError."""
+    if name not in DEVICES:
+        raise ValueError(f"{op}: unknown device {name!r}; expected one of {', '.join(DEVICES)}")
+    return name
+
+
 @contextlib.contextmanager
 def device(name: str) -> Iterator[None]:
-    """Within the block, kernels run on the device `name`: "cpu", or "emulated:sm_80" and
+    """Within the block, new tensors are made on the device `name`: "cpu", or "emulated:sm_80" and
     "emulated:sm_90", where the Triton kernels (or, in `use_kernels("cu")`, the CUDA kernels) are
     compiled for that architecture and the PTX is executed on the CPU, with every access checked
     (`docs/emulator.md`). Arrays stay NumPy's. What has no GPU kernel yet is done by the NumPy
-    references."""
-    if name not in DEVICES:
-        raise ValueError(f"device: unknown device {name!r}; expected one of {', '.join(DEVICES)}")
+    references. Operations run where their tensors are, in the block and outside of it."""
+    check_device("device", name)
     kernels = "tl" if name != "cpu" else "native" if _level else "ref"
     with _activated(kernels, _level, name):
         yield
@@ -180,7 +191,7 @@ def configuration() -> tuple[str, str | None, str]:
 
 
 def active_device() -> str:
-    """The device whose kernels run."""
+    """The device whose kernels run, and on which new tensors are made."""
     return _device
 
 
@@ -195,9 +206,10 @@ def use_level(level: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _activated(kernels: str, level: str | None, device: str) -> Iterator[None]:
-    global _set, _level, _device, _table
+    global _set, _level, _device, _table, elsewhere
     before = _set, _level, _device, _table
     _set, _level, _device = kernels, level, device
+    elsewhere = elsewhere or device != "cpu"
     _table = _tables.setdefault((kernels, level, device), {})
     try:
         yield

@@ -7,6 +7,7 @@ weight the kernel writes the packed copies of it that mixed precision multiplies
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes, recording
+from minigrad import dispatch, dtypes, recording
+from minigrad.autograd import device_away
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import copied
@@ -108,7 +110,9 @@ class Optimizer:
         recording.repeat(self._count)
         for group in self.groups:
             for used in self._together(group["params"]):
-                self._launch(group, used, grad_scale)
+                device = device_away(f"{type(self).__name__}.step", *used)
+                with dispatch.device(device) if device else contextlib.nullcontext():
+                    self._launch(group, used, grad_scale)
 
     def _count(self) -> None:
         self.steps += 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import autograd, dtypes, recording
+from minigrad import autograd, dispatch, dtypes, recording
 from minigrad.autograd import Node, Storage
 
 Scalar = bool | int | float
@@ -56,6 +56,15 @@ class Tensor:
         self.requires_grad = False
         self._grad = self._node = self._storage = self._hooks = None
         self._index = 0
+        if dispatch.elsewhere and dispatch.active_device() != "cpu":
+            self._storage = Storage(dispatch.active_device())
+        return self
+
+    @classmethod
+    def _placed(cls, array: np.ndarray, device: str) -> Tensor:
+        """`_wrap` for memory of a device that may not be the active one."""
+        self = cls._wrap(array)
+        self._storage = None if device == "cpu" else Storage(device)
         return self
 
     # ---- what it is ----
@@ -87,8 +96,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the memory is."""
-        return "cpu"
+        """Where the memory is, and operations on it run: "cpu", "emulated:sm_80", …"""
+        return "cpu" if self._storage is None else self._storage.device
 
     @property
     def is_leaf(self) -> bool:
@@ -125,6 +134,8 @@ class Tensor:
             extra += f", made by {self._node.name}"
         elif self.requires_grad:
             extra += ", requires_grad=True"
+        if self.device != "cpu":
+            extra += f", device={self.device}"
         return f"tensor({body}{extra})"
 
     # ---- out of the tensor world ----
@@ -282,6 +293,10 @@ class Tensor:
                 "a new tensor (y = y + x, mg.where, mg.concat, mg.scatter_add), or assign under "
                 "mg.no_grad() or from x.detach()"
             )
+        device = autograd.device_away(op, self, value)
+        if device is not None:
+            with dispatch.device(device):
+                return self._write(op, value, write)
         if not self._array.flags.writeable:
             raise RuntimeError(
                 f"{op}: this tensor's memory is read-only or broadcast; copy it first"

@@ -3,6 +3,7 @@ through dispatch, against the references."""
 
 from __future__ import annotations
 
+import contextlib
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,15 +35,17 @@ SETS = [pytest.param(name, marks=mark) for name, mark in COMPILERS.items()]
 def compare(case: GpuCase, kernels: str, architecture: str) -> Profile:
     """By the reference and on the device, from equal inputs and an equal random stream."""
     inputs = case.make(case.dtype)
+    name = f"emulated:{architecture}"
+    moved = [x.to(name) for x in inputs]
+    options = {k: v.to(name) if isinstance(v, mg.Tensor) else v for k, v in case.options.items()}
     mg.manual_seed(7)
     with mg.no_grad(), mg.use_kernels("ref"):
         want = case.call(*inputs, **case.options)
     mg.manual_seed(7)
-    device = mg.device(f"emulated:{architecture}")
-    with mg.no_grad(), device, mg.use_kernels(kernels), mg.profile() as profile:
-        got = case.call(*inputs, **case.options)
+    with mg.no_grad(), mg.device(name), mg.use_kernels(kernels), mg.profile() as profile:
+        got = case.call(*moved, **options)
     for w, g in zip(*[x if isinstance(x, tuple) else (x,) for x in (want, got)], strict=True):
-        assert g.dtype == w.dtype
+        assert (g.dtype, g.device, w.device) == (w.dtype, name, "cpu")
         wide, result = w.numpy().astype(np.float64), g.numpy().astype(np.float64)
         finite = wide[np.isfinite(wide)]
         largest = np.abs(finite).max() if finite.size else 1.0
@@ -60,8 +63,8 @@ def test_case(case: Any, kernels: str, architecture: str) -> None:
 
 @COMPILERS["tl"]
 def test_profile_says_what_numpy_did() -> None:
-    x = mg.randn((3, 8))
-    with mg.device("emulated:sm_80"), mg.profile() as p:
+    x = mg.randn((3, 8)).to("emulated:sm_80")
+    with mg.profile() as p:
         mg.softmax(mg.exp(x))
     assert {"softmax_fwd", "numpy:exp"} <= set(p.rows)
     with (
@@ -88,15 +91,17 @@ def test_faults_name_the_kernel_s_line() -> None:
 
 
 def losses(dropout: float, device: str | None) -> list[float]:
+    """By the references, or where the model is."""
     mg.manual_seed(3)
     config = GPTConfig(65, seq_len=64, n_layers=2, n_heads=2, dim=64, dropout=dropout)
     model = GPT(config)
+    if device:
+        model.to(device)
     optimizer = mg.optim.AdamW(model.parameter_groups(0.1), lr=3e-3)
     rng = np.random.default_rng(0)
-    tokens, targets = (mg.tensor(rng.integers(0, 65, (2, 64))) for _ in range(2))
+    tokens, targets = (mg.tensor(rng.integers(0, 65, (2, 64)), device=device) for _ in range(2))
     found = []
-    context = mg.device(device) if device else mg.use_kernels("ref")
-    with context:
+    with contextlib.nullcontext() if device else mg.use_kernels("ref"):
         for _ in range(5):
             optimizer.zero_grad()
             loss = model.loss(tokens, targets)
@@ -123,25 +128,24 @@ def losses_in_halves(device: str) -> list[float]:
     optimizer updates in float32."""
     mg.manual_seed(3)
     model = GPT(GPTConfig(65, seq_len=64, n_layers=2, n_heads=2, dim=64, dropout=0.1))
-    masters = [mg.tensor(p.numpy(), requires_grad=True) for p in model.parameters()]
-    parameters = model.to("bfloat16").parameters()
+    masters = [mg.tensor(p.numpy(), None, device, True) for p in model.parameters()]
+    parameters = model.to(device).to("bfloat16").parameters()
     optimizer = mg.optim.AdamW(masters, lr=3e-3)
     rng = np.random.default_rng(0)
-    tokens, targets = (mg.tensor(rng.integers(0, 65, (2, 64))) for _ in range(2))
+    tokens, targets = (mg.tensor(rng.integers(0, 65, (2, 64)), device=device) for _ in range(2))
     found = []
-    with mg.device(device):
-        for _ in range(3):
-            model.zero_grad()
-            loss = model.loss(tokens, targets)
-            loss.backward()
+    for _ in range(3):
+        model.zero_grad()
+        loss = model.loss(tokens, targets)
+        loss.backward()
+        for master, p in zip(masters, parameters, strict=True):
+            assert p.grad is not None
+            master.grad = p.grad.to("float32")
+        optimizer.step()
+        with mg.no_grad():
             for master, p in zip(masters, parameters, strict=True):
-                assert p.grad is not None
-                master.grad = p.grad.to("float32")
-            optimizer.step()
-            with mg.no_grad():
-                for master, p in zip(masters, parameters, strict=True):
-                    p.copy_(master)
-            found.append(float(loss.item()))
+                p.copy_(master)
+        found.append(float(loss.item()))
     return found
 
 

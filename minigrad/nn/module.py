@@ -128,7 +128,7 @@ class Module:
                 )
         with autograd.no_grad():
             for name, tensor in mine.items():
-                tensor.copy_(ops.tensor(state[name]))
+                tensor.copy_(ops.tensor(state[name], device=tensor.device))
 
     # ---- mode ----
 
@@ -141,20 +141,25 @@ class Module:
     def eval(self) -> Module:
         return self.train(False)
 
-    def to(self, dtype: Any) -> Module:
-        """Converts floating parameters and buffers to `dtype`, in place: they stay the same tensors
-        (so ties last), and those that change lose their gradients. A graph made before cannot be
-        walked after. Optimizers take float32 and float64 only: in half precision they need a
-        float32 copy of the parameters. Returns self."""
-        wanted = dtypes.as_dtype(dtype)
-        if not dtypes.is_floating(wanted):
+    def to(self, target: Any) -> Module:
+        """Brings parameters and buffers to the device, or floating ones to the dtype, that `target`
+        names, in place: they stay the same tensors (so ties last), and those that change lose their
+        gradients. A graph made before cannot be walked after. Optimizers take float32 and float64
+        only: in half precision they need a float32 copy of the parameters. Returns self."""
+        by_device = ops.names_device(target)
+        wanted = target if by_device else dtypes.as_dtype(target)
+        if not by_device and not dtypes.is_floating(wanted):
             raise TypeError(
-                f"{type(self).__name__}.to: expected a floating dtype, got {wanted.name}"
+                f"{type(self).__name__}.to: expected a floating dtype, got {wanted.name}; or "
+                "the name of a device"
             )
         for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
-            if dtypes.is_floating(tensor.dtype) and tensor.dtype != wanted:
+            if not by_device and not dtypes.is_floating(tensor.dtype):
+                continue
+            moved = tensor.detach().to(wanted)
+            if moved.device != tensor.device or moved.dtype != tensor.dtype:
                 tensor.storage.changed()
-                tensor._array, tensor._storage = tensor.detach().to(wanted)._array, None
+                tensor._array, tensor._storage = moved._array, moved._storage
                 tensor.grad = None
         return self
 

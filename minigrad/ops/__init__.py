@@ -8,6 +8,7 @@ from minigrad.ops.creation import copied as copied
 from minigrad.ops.creation import copy as copy
 from minigrad.ops.creation import copy_fitting as copy_fitting
 from minigrad.ops.creation import copy_into as copy_into
+from minigrad.ops.creation import names_device as names_device
 from minigrad.ops.elementwise import *
 from minigrad.ops.movement import *
 from minigrad.ops.reduce import *

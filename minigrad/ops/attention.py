@@ -29,6 +29,7 @@ from minigrad.ops.creation import (
     constant,
     contiguous,
     has_unit_columns,
+    to,
     unit_columns,
 )
 from minigrad.ops.dropout import dropout as dropout_
@@ -475,7 +476,8 @@ def _composed(
 ) -> Tensor:
     """The same in differentiable operations, the weights in full."""
     allowed = expand(
-        constant(visible(q.shape[2], k.shape[2], causal, window)), (*q.shape[:3], k.shape[2])
+        to(constant(visible(q.shape[2], k.shape[2], causal, window)), q.device),
+        (*q.shape[:3], k.shape[2]),
     )
     if mask is not None:
         allowed = logical_and(allowed, mask)

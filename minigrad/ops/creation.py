@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes, recording
-from minigrad.autograd import Function, Node
+from minigrad.autograd import Function, Node, Storage
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch, launch_numpy
+from minigrad.dispatch import check_device, empty, launch, launch_numpy
 from minigrad.random import Generator, default_generator
 from minigrad.tensor import Tensor
 
@@ -109,6 +109,19 @@ class Cast(Function):
         return cast(g, ctx.dtype)
 
 
+class Move(Function):
+    """The same values in memory of another device."""
+
+    @staticmethod
+    def forward(ctx: Node, x: np.ndarray, source: str) -> np.ndarray:
+        ctx.source = source
+        return copied(x)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> Tensor:
+        return to(g, ctx.source)
+
+
 class Copy(Function):
     """The same values in new memory, in C order."""
 
@@ -146,15 +159,17 @@ def tensor(
     """A new leaf holding a copy of `data` (an array, nested lists, a number or another tensor).
 
     Python floats become float32 and Python integers int64; arrays keep their dtype unless `dtype`
-    is given. Raises TypeError for dtypes that are not minigrad's.
+    is given. It is made on `device`, or where `mg.device` says. Raises TypeError for dtypes that
+    are not minigrad's, ValueError for an unknown device.
 
     >>> tensor([[1.0, 2.0]], requires_grad=True).shape
     (1, 2)
     """
-    check_device(device)
     if not isinstance(data, Tensor):
         recording.refuse("tensor", "make it outside and pass it as an argument")
     out = constant(data, dtype)
+    if device is not None and device != out.device:
+        out = to(out, check_device("tensor", device))
     return out.requires_grad_() if requires_grad else out
 
 
@@ -190,21 +205,19 @@ def as_tensor(data: Any) -> Tensor:
     return constant(data) if data.__class__ in (int, float, bool) else tensor(data)
 
 
-def check_device(device: str | None) -> None:
-    if device in (None, "cpu"):
-        return
-    raise ValueError(
-        f"device {device!r}: tensors of this version are on 'cpu'; within "
-        "`with mg.device('emulated:sm_80')` GPU kernels run on them (docs/emulator.md)"
-    )
-
-
 def full(shape: Shape, value: float, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor of `shape` filled with `value`; float32 unless `dtype` says otherwise."""
     return _full("full", shape, value, dtype, requires_grad)
 
 
-def _full(op: str, shape: Shape, value: float, dtype: Any, requires_grad: bool = False) -> Tensor:
+def _full(
+    op: str,
+    shape: Shape,
+    value: float,
+    dtype: Any,
+    requires_grad: bool = False,
+    device: str | None = None,
+) -> Tensor:
     wanted = dtypes.as_dtype(dtype or dtypes.float32)
     if wanted in dtypes.INTEGRAL:
         limits = np.iinfo(wanted)
@@ -217,7 +230,7 @@ def _full(op: str, shape: Shape, value: float, dtype: Any, requires_grad: bool =
         launch("copy", np.broadcast_to(np.array(value, wanted), out.shape), out)
     else:
         launch("fill", out, float(value))
-    tensor = Tensor._wrap(out)
+    tensor = Tensor._wrap(out) if device is None else Tensor._placed(out, device)
     return tensor.requires_grad_() if requires_grad else tensor
 
 
@@ -232,23 +245,23 @@ def ones(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor
 
 
 def full_like(x: Tensor, value: float, dtype: Any = None) -> Tensor:
-    """A tensor of x's shape (and dtype, unless given) filled with `value`."""
-    return _full("full_like", x.shape, value, dtype or x.dtype)
+    """A tensor of x's shape (and dtype, unless given), on its device, filled with `value`."""
+    return _full("full_like", x.shape, value, dtype or x.dtype, device=x.device)
 
 
 def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
-    """A tensor of x's shape (and dtype, unless given) filled with 0."""
-    return _full("zeros_like", x.shape, 0, dtype or x.dtype)
+    """A tensor of x's shape (and dtype, unless given), on its device, filled with 0."""
+    return _full("zeros_like", x.shape, 0, dtype or x.dtype, device=x.device)
 
 
 def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
-    """A tensor of x's shape (and dtype, unless given) filled with 1."""
-    return _full("ones_like", x.shape, 1, dtype or x.dtype)
+    """A tensor of x's shape (and dtype, unless given), on its device, filled with 1."""
+    return _full("ones_like", x.shape, 1, dtype or x.dtype, device=x.device)
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """Uninitialised memory of x's shape and dtype."""
-    return Tensor._wrap(empty(x.shape, x.dtype))
+    """Uninitialised memory of x's shape and dtype, on its device."""
+    return Tensor._placed(empty(x.shape, x.dtype), x.device)
 
 
 def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
@@ -279,11 +292,19 @@ def cast(x: Tensor, dtype: Any) -> Tensor:
 
 
 def to(x: Tensor, target: Any) -> Tensor:
-    """x on the device or in the dtype that `target` names."""
-    if isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "emulated"):
-        check_device(target)
+    """x on the device or in the dtype that `target` names; x itself where it is that already."""
+    if not names_device(target):
+        return cast(x, target)
+    if check_device("to", target) == x.device:
         return x
-    return cast(x, target)
+    out: Tensor = Move.apply(x, source=x.device)
+    out._storage = Storage(target)
+    return out
+
+
+def names_device(target: Any) -> bool:
+    """Whether what `to` was given means a device."""
+    return isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "emulated")
 
 
 def contiguous(x: Tensor) -> Tensor:

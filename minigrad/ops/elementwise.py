@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes, recording
-from minigrad.autograd import Function, Node, is_anomaly_enabled, is_grad_enabled
+from minigrad import dispatch, dtypes, recording
+from minigrad.autograd import Function, Node, device_away, is_anomaly_enabled, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_made
 from minigrad.ops.creation import as_tensor, cast, constant, zeros_like
@@ -364,7 +364,7 @@ class Binary(Function):
     @classmethod
     def apply(cls, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
         """As every function's; where no gradient can be asked for, the kernel is all there is."""
-        if a.requires_grad or b.requires_grad or is_anomaly_enabled():
+        if a.requires_grad or b.requires_grad or dispatch.elsewhere or is_anomaly_enabled():
             return super().apply(a, b)
         return Tensor._wrap(launch_made(cls.kernel, a._array, b._array, None))
 
@@ -582,6 +582,10 @@ def minimum(a: TensorLike, b: TensorLike) -> Tensor:
 
 def _compare(kernel: str, a: TensorLike, b: TensorLike) -> Tensor:
     left, right = _operands(kernel, a, b)
+    device = device_away(kernel, left, right)
+    if device is not None:
+        with dispatch.device(device):
+            return _compare(kernel, left, right)
     out = empty(broadcast_shape(kernel, left.shape, right.shape), dtypes.bool_)
     launch(kernel, left._array, right._array, out)
     return Tensor._wrap(out)

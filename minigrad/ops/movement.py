@@ -410,7 +410,7 @@ def _triangle(op: str, x: TensorLike, keep: Any) -> Tensor:
     x = as_tensor(x)
     if x.ndim < 2:
         raise ValueError(f"{op}: expected at least two dimensions, got shape {x.shape}")
-    mask = Tensor._wrap(copied(keep(np.ones(x.shape[-2:], dtype=np.bool_))))
+    mask = Tensor._placed(copied(keep(np.ones(x.shape[-2:], dtype=np.bool_))), x.device)
     return where(mask, x, 0)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import dtypes
-from minigrad.autograd import Function, Node, grad, is_grad_enabled
+from minigrad import dispatch, dtypes
+from minigrad.autograd import Function, Node, device_away, grad, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, cast
@@ -325,6 +325,10 @@ def all(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 def _truth(kernel: str, x: TensorLike, axis: Axis, keepdims: bool, empty_value: bool) -> Tensor:
     x = as_tensor(x).detach()
+    device = device_away("any" if kernel == "max" else "all", x)
+    if device is not None:
+        with dispatch.device(device):
+            return _truth(kernel, x, axis, keepdims, empty_value)
     x = x if x.dtype == dtypes.bool_ else ne(x, 0)
     axes = normalize_axes("any" if kernel == "max" else "all", axis, x.ndim)
     out = empty(_kept(x.shape, axes), dtypes.bool_)
@@ -337,6 +341,10 @@ def _truth(kernel: str, x: TensorLike, axis: Axis, keepdims: bool, empty_value: 
 
 def _arg(kernel: str, x: TensorLike, axis: int | None, keepdims: bool) -> Tensor:
     x = as_tensor(x).detach()
+    device = device_away(kernel, x)
+    if device is not None:
+        with dispatch.device(device):
+            return _arg(kernel, x, axis, keepdims)
     kept = (1,) * x.ndim
     if axis is None:
         x, axis = reshape(x, (-1,)), 0

@@ -33,7 +33,7 @@ def argsort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
     axis = normalize_axis("argsort", axis, x.ndim)
     order = empty(x.shape, dtypes.int64)
     launch_numpy("argsort", _argsort, x._array, order, axis, descending)
-    return Tensor._wrap(order)
+    return Tensor._placed(order, x.device)
 
 
 def sort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
