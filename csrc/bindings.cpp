@@ -12,7 +12,8 @@ const CoreApi* core = nullptr;
 using A = const Array&;
 using List = const std::vector<Array>&;
 
-template <class Call>
+using Call = PyObject* (*)(PyObject*, PyObject* const*, Py_ssize_t);
+
 static Kernel listed(const char* name, Call call, decltype(Kernel::read) read) {
     auto* function = reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call));
     return {{name, function, METH_FASTCALL, nullptr}, read};
