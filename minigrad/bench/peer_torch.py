@@ -79,7 +79,7 @@ class GPT(torch.nn.Module):
     def generate(self, prompt: Any, n_tokens: int) -> Any:
         """The likeliest tokens, by a cache that is made once and written in place."""
         b, end = prompt.shape
-        heads = self.blocks[0].n_heads
+        heads: Any = self.blocks[0].n_heads
         context, dim = self.position.weight.shape
         dtype = self.position.weight.dtype
         caches = torch.zeros(len(self.blocks), 2, b, heads, context, dim // heads, dtype=dtype)
