@@ -1,4 +1,4 @@
-"""Every kernel and training step against PyTorch: two processes timed in alternation.
+"""Every kernel, training step and generation against PyTorch: two processes timed in alternation.
 
     python bench/compare.py [--seconds 10] [--only step] [--json FILE]
 
@@ -39,7 +39,13 @@ def jobs() -> list[argparse.Namespace]:
         for shape in shapes
         for what in (("fwd",) if kind == "adamw" else ("fwd", "fwd+bwd"))
     ]
-    return steps + kernels
+    generations = [
+        argparse.Namespace(
+            subject="generate", size="small", precision="fp32", batch=batch, prompt=32, tokens=128
+        )
+        for batch in (1, 16)
+    ]
+    return steps + kernels + generations
 
 
 def main() -> None:
@@ -57,6 +63,8 @@ def main() -> None:
     for job in jobs():
         if job.subject == "step":
             name = f"step {job.size}" + ", captured" * job.captured
+        elif job.subject == "generate":
+            name = f"generate {job.size}, batch {job.batch}, {job.tokens} tokens"
         else:
             name = f"{job.name} {job.shape} {job.what}"
         if options.only not in name:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minigrad.bench import PEERS
 from minigrad.bench.jobs import MLP_STEPS, SHAPES
 from minigrad.precision import PRECISIONS
@@ -65,8 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
     sample.add_argument("--top-k", type=int, help="keep the k likeliest")
     sample.add_argument("--top-p", type=float, help="keep the likeliest up to this probability")
+    sample.add_argument("--samples", type=int, default=1, help="texts, written side by side")
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--json", action="store_true", help="print one JSON object")
+    sample.add_argument("--json", action="store_true", help="print one JSON object a text")
 
     doctor = commands.add_parser("doctor", help="what runs here, and why")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -77,9 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     one = ptx.add_parser("run", help="run a kernel from a .ptx, .cu or .py file, check and count")
     ptx_command.add_arguments(one)
 
-    bench = commands.add_parser("bench", help="time a training step or a kernel").add_subparsers(
-        dest="subject", required=True
-    )
+    bench = commands.add_parser(
+        "bench", help="time a training step, generation or a kernel"
+    ).add_subparsers(dest="subject", required=True)
     step = bench.add_parser("step", help="a GPT training step (forward, backward, AdamW)")
     step.add_argument("--size", choices=[*configs.SIZES, *MLP_STEPS], default="tiny")
     step.add_argument("--captured", action="store_true", help="ours as a captured step")
@@ -93,11 +96,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
     kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
-    for one, choices in ((step, PRECISIONS), (kernel, ("fp32",))):
+    generate = bench.add_parser("generate", help="tokens a second of a GPT with its cache")
+    generate.add_argument("--size", choices=list(configs.SIZES), default="small")
+    generate.add_argument("--batch", type=int, default=1, help="prompts side by side")
+    generate.add_argument("--prompt", type=int, default=32, help="tokens to begin with")
+    generate.add_argument("--tokens", type=int, default=128, help="how many to add")
+    for one, choices, peers in (
+        (step, PRECISIONS, list(PEERS)),
+        (kernel, ("fp32",), list(PEERS)),
+        (generate, PRECISIONS, ["torch"]),
+    ):
         one.add_argument(
             "--precision", "--dtype", dest="precision", choices=choices, default="fp32"
         )
-        one.add_argument("--peer", choices=list(PEERS), help="time this, too, in alternation")
+        one.add_argument("--peer", choices=peers, help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")
         one.add_argument("--seconds", type=float, default=10.0, help="about how long to measure")
         one.add_argument("--json", action="store_true", help="print one JSON object")
@@ -157,19 +169,28 @@ def _sample(args: argparse.Namespace) -> int:
     from minigrad.random import Generator
     from minigrad.train.gpt import load_gpt
 
+    if args.samples < 1:
+        raise ValueError(f"--samples: expected at least 1, got {args.samples}")
     model, tokenizer = load_gpt(args.run)
-    prompt = tokenizer.encode(args.prompt)
+    prompts = np.tile(tokenizer.encode(args.prompt), (args.samples, 1))
+    shown = args.samples == 1 and not args.json  # as it is written
 
-    def show(token: int) -> None:
-        if not args.json:
-            print(tokenizer.characters[token], end="", flush=True)
+    def show(token: np.ndarray) -> None:
+        if shown:
+            print(tokenizer.decode(token), end="", flush=True)
 
-    if not args.json:
+    if shown:
         print(args.prompt, end="", flush=True)
-    tokens = model.generate(
-        prompt, args.tokens, args.temperature, args.top_k, args.top_p, Generator(args.seed), show
+    generator = Generator(args.seed)
+    rows = model.generate(
+        prompts, args.tokens, args.temperature, args.top_k, args.top_p, generator, show
     )
-    print(json.dumps({"text": tokenizer.decode(tokens)}) if args.json else "")
+    texts = [tokenizer.decode(row) for row in rows]
+    if args.json:
+        for text in texts:
+            print(json.dumps({"text": text}))
+    else:
+        print("" if shown else "\n---\n".join(texts))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def cached(
 ) -> tuple[Array, nn.KVCache]:
     cache, parts = nn.KVCache(capacity), []
     edges = np.cumsum([0, *cuts])
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         parts.append(cache.attend(*[x[:, :, int(a) : int(b)] for x in qkv], **options).numpy())
     return np.concatenate(parts, 2), cache
 
@@ -120,7 +121,7 @@ def test_a_captured_step_decodes_token_after_token(level: str) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"q": (1, 2, 3)}, ValueError, "expected five arrays of four dimensions"),
+        ({"q": (1, 2, 3)}, ValueError, "expected five tensors"),
         ({"v": (1, 2, 3, 5)}, ValueError, "k and v, keys and values"),
         ({"values": (1, 2, 8, 4)}, ValueError, "k and v, keys and values"),
         ({"q": (1, 2, 2, 4)}, ValueError, "the lengths of q and k"),

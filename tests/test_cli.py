@@ -296,6 +296,10 @@ def test_samples_come_from_the_run(
         for choice in (("--temperature", 0), ("--top-k", 1), ("--top-p", 1e-9))
     ]
     assert likeliest[0] == likeliest[1] == likeliest[2]
+    several = in_process(capsys, *flags, "--samples", 3)[1]
+    assert several.startswith(out + "---\nthe ")  # the first is drawn as one alone
+    lines = in_process(capsys, *flags, "--samples", 3, "--json")[1].splitlines()
+    assert "\n---\n".join(json.loads(line)["text"] for line in lines) == several[:-1]
     best = checkpoint.best(run)
     assert best is not None
     assert in_process(capsys, "sample", "--run", best, *flags[3:])[1] == out
@@ -310,6 +314,8 @@ def test_samples_come_from_the_run(
         (("--temperature", -1), "expected temperature >= 0"),
         (("--top-k", 0), "top_k >= 1"),
         (("--top-p", 1.5), "expected top_p in (0, 1], got 1.5"),
+        (("--tokens", -1), "expected n_tokens >= 0, got -1"),
+        (("--samples", 0), "--samples: expected at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_sampled_is_told(
@@ -404,6 +410,31 @@ def test_bench_step_times_a_peer_too() -> None:
     assert figures["ratio"] == pytest.approx(figures["peer_min_ms"] / figures["min_ms"])
 
 
+def test_bench_generate_times_tokens() -> None:
+    peer = importlib.util.find_spec("torch") is not None
+    done = tiny.minigrad(
+        *("bench", "generate", "--size", "tiny", "--batch", 2, "--prompt", 4, "--tokens", 6),
+        *(("--peer", "torch") if peer else ()),
+        *("--seconds", 0.1, "--threads", 1, "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json_of(done)
+    names = FIGURES | {"tokens_per_s"} | (PEER_FIGURES | {"peer_tokens_per_s"} if peer else set())
+    assert set(figures) == names
+    assert figures["what"] == "generate tiny fp32, batch 2, 6 tokens after 4"
+    assert figures["tokens_per_s"] == pytest.approx(12e3 / figures["min_ms"])
+
+
+@pytest.mark.parametrize(
+    "flags", [("--tokens", 33), ("--batch", 0), ("--prompt", 0), ("--tokens", -1)], ids=str
+)
+def test_bench_of_what_cannot_be_generated(
+    flags: tuple[Any, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "generate", "--size", "tiny", *map(str, flags)]) == 1
+    assert "expected numbers above 0, and a prompt that fits" in capfd.readouterr().err
+
+
 def test_bench_first_has_the_figures_it_promises() -> None:
     done = tiny.minigrad("bench", "first", "--runs", 1, "--json")
     assert done.returncode == 0, done.stderr
@@ -450,4 +481,4 @@ def test_every_line_of_the_comparison_is_a_job() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     kinds = {bench.job_of(job)["kind"] for job in module.jobs()}
-    assert kinds == {"step", *SHAPES}
+    assert kinds == {"step", "generate", *SHAPES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 
@@ -201,6 +202,19 @@ def test_generation_leaves_no_trace_of_captured_steps_or_precision() -> None:
     assert model.generate(prompt, 0).tolist() == prompt.tolist()
 
 
+def test_generation_gives_its_memory_back_at_once() -> None:
+    model = GPT(CONFIG)
+    gc.disable()
+    try:
+        model.generate(tokens(2, 4), 8)
+        before = mg.memory_statistics()
+        model.generate(tokens(2, 4), 8)
+        after = mg.memory_statistics()
+    finally:
+        gc.enable()
+    assert after["live_bytes"] == before["live_bytes"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -271,9 +285,7 @@ def test_every_row_is_chosen_by_its_own_logits_and_draw() -> None:
     rng = np.random.default_rng(0)
     logits, draws = rng.standard_normal((50, 7)), rng.random(50)
     together = choose(logits, draws, 0.7, 4, 0.8)
-    apart = [
-        int(choose(logits[i : i + 1], draws[i : i + 1], 0.7, 4, 0.8)[0]) for i in range(50)
-    ]
+    apart = [int(choose(logits[i : i + 1], draws[i : i + 1], 0.7, 4, 0.8)[0]) for i in range(50)]
     assert together.tolist() == apart
 
 

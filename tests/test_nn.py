@@ -169,7 +169,7 @@ def test_what_a_cache_refuses() -> None:
     layer, x = nn.MultiheadAttention(8, 2, dropout=0.1, causal=True), mg.tensor(data(1, 4, 8))
     with pytest.raises(ValueError, match="expected a capacity of at least 1 token, got 0"):
         nn.KVCache(0)
-    with pytest.raises(ValueError, match=r"without dropout; call eval\(\) first"):
+    with pytest.raises(ValueError, match=r"has no dropout; call eval\(\) first"):
         layer(x, cache=nn.KVCache(4))
     layer.eval()
     cache = nn.KVCache(7)

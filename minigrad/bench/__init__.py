@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 from minigrad import dispatch
-from minigrad.bench.jobs import parse_shape
+from minigrad.bench.jobs import generation_job, parse_shape
 from minigrad.limits import measure_limits
 from minigrad.threads import num_threads
 
@@ -92,6 +92,8 @@ def job_of(args: argparse.Namespace) -> dict[str, Any]:
             "captured": args.captured,
             "checkpoint_activations": args.checkpoint_activations,
         }
+    if args.subject == "generate":
+        return generation_job(args.size, args.precision, args.batch, args.prompt, args.tokens)
     shape = parse_shape(args.name, args.shape)
     return {"kind": args.name, "shape": shape, "backward": args.what == "fwd+bwd"}
 
@@ -118,7 +120,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         errors = {name: worker.ask("error")["error"] for name, worker in sides.items()}
     for worker in sides.values():
         worker.close()
-    limits = measure_limits() if args.subject == "step" else measure_limits(about["ours"]["bytes"])
+    is_kernel = args.subject == "kernel"
+    limits = measure_limits(about["ours"]["bytes"]) if is_kernel else measure_limits()
 
     def median(values: list[float]) -> float:
         return sorted(values)[len(values) // 2]
@@ -151,6 +154,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "ratio": min(times["peer"]) / best,
         }
         figures |= {f"peer_{k}": v for k, v in sides["peer"].memory.items()}
+    if job["kind"] == "generate":
+        n_tokens = job["batch"] * job["tokens"]
+        figures["tokens_per_s"] = n_tokens / best * 1e3
+        if "peer" in times:
+            figures["peer_tokens_per_s"] = n_tokens / min(times["peer"]) * 1e3
     for name, error in errors.items():
         figures["gradient_error" if name == "ours" else "peer_gradient_error"] = error
     return figures

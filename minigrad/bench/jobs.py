@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.train.config import SIZES
+
 # the shapes a kernel is judged at; the first is the command line's default
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "attention": [(8, 6, 256, 64), (2, 8, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)],
@@ -46,6 +48,32 @@ def parse_shape(kind: str, text: str | None) -> list[int]:
             f"--shape for {kind}: expected {len(standard)} numbers above 0, got {text}"
         )
     return [int(p) for p in parts]
+
+
+def generation_job(
+    size: str, precision: str, batch: int, prompt: int, tokens: int
+) -> dict[str, Any]:
+    """Generating `tokens` after each of `batch` prompts of `prompt` tokens, the likeliest ones."""
+    context = SIZES[size]["seq_len"]
+    if min(batch, prompt, tokens) < 1 or prompt + tokens > context:
+        raise ValueError(
+            f"bench generate: batch {batch}, prompt {prompt} and tokens {tokens}: expected numbers "
+            f"above 0, and a prompt that fits with its tokens into the {context} of {size}"
+        )
+    return {
+        "kind": "generate",
+        "size": size,
+        "precision": precision,
+        "batch": batch,
+        "prompt": prompt,
+        "tokens": tokens,
+    }
+
+
+def prompts(job: dict[str, Any]) -> np.ndarray:
+    """Tokens (B, T) to begin with."""
+    shape = job["batch"], job["prompt"]
+    return np.random.default_rng(0).integers(0, SIZES[job["size"]]["vocab_size"], shape)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from minigrad.bench.jobs import (
     mlp_data,
     normal,
     peak_mb,
+    prompts,
     serve,
     varlen_lengths,
 )
@@ -85,6 +86,18 @@ def _mlp_step(size: str, captured: bool) -> Run:
     return _stepping(
         lambda x, y: ops.cross_entropy(model(x), y), optimizer, inputs, targets, captured
     )
+
+
+def generation(job: dict[str, Any]) -> Run:
+    """A batch of prompts continued by the likeliest tokens."""
+    shape: dict[str, Any] = {k: v for k, v in SIZES[job["size"]].items() if k != "batch_size"}
+    model, prompt = GPT(GPTConfig(**shape)), prompts(job)
+
+    def run() -> np.ndarray:
+        with precision(job["precision"]):
+            return model.generate(prompt, job["tokens"], temperature=0)
+
+    return run
 
 
 def _chain(x: Tensor) -> Tensor:
@@ -160,18 +173,21 @@ def kernel(job: dict[str, Any]) -> Run:
 
 def main(job: dict[str, Any]) -> None:
     start_mb = peak_mb()
-    is_step, captured = job["kind"] == "step", job.get("captured", False)
-    if is_step:
+    captured = job.get("captured", False)
+    if job["kind"] == "step":
         size, form = job["size"], job["precision"]
         run = step(size, form, captured, job.get("checkpoint_activations", False))
+        what = f"{size} {form}" + ", captured" * captured
+    elif job["kind"] == "generate":
+        run = generation(job)
+        what = "{size} {precision}, batch {batch}, {tokens} tokens after {prompt}".format(**job)
     else:
-        run = kernel(job)
+        run, what = kernel(job), job["shape"]
     for _ in range(4):  # a captured step is recorded by then
         run()
     with profile() as p:
         run()
     rows = p.rows.values()
-    what = f"{size} {form}" + ", captured" * captured if is_step else job["shape"]
 
     def error() -> float:
         dx, dweight = run()

@@ -24,6 +24,7 @@ from minigrad.bench.jobs import (
     mlp_data,
     normal,
     peak_mb,
+    prompts,
     serve,
 )
 from minigrad.train.config import SIZES
@@ -39,11 +40,15 @@ class Block(torch.nn.Module):
         self.qkv, self.projection = torch.nn.Linear(dim, 3 * dim), torch.nn.Linear(dim, dim)
         self.expand, self.contract = torch.nn.Linear(dim, 4 * dim), torch.nn.Linear(4 * dim, dim)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, cache: Any = None, start: int = 0) -> Any:
+        """`cache` (2, B, H, capacity, D), of which `start` tokens are there."""
         b, t, dim = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, t, 3, self.n_heads, dim // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if cache is not None:
+            cache[:, :, :, start : start + t] = torch.stack((k, v))
+            k, v = cache[:, :, :, : start + t]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         x = x + self.projection(y.transpose(1, 2).reshape(b, t, dim))
         return x + self.contract(F.gelu(self.expand(self.norm2(x)), approximate="tanh"))
 
@@ -61,11 +66,31 @@ class GPT(torch.nn.Module):
             if p.ndim == 2:
                 torch.nn.init.normal_(p, 0, 0.02)
 
+    def features(self, tokens: Any, caches: Any, start: int) -> Any:
+        x = self.token(tokens) + self.position.weight[start : start + tokens.shape[1]]
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x = block(x, cache, start)
+        return self.norm(x)
+
     def forward(self, tokens: Any) -> Any:
-        x = self.token(tokens) + self.position.weight[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return F.linear(self.norm(x), self.token.weight)
+        none = [None] * len(self.blocks)
+        return F.linear(self.features(tokens, none, 0), self.token.weight)
+
+    def generate(self, prompt: Any, n_tokens: int) -> Any:
+        """The likeliest tokens, by a cache that is made once and written in place."""
+        b, end = prompt.shape
+        heads: Any = self.blocks[0].n_heads
+        context, dim = self.position.weight.shape
+        dtype = self.position.weight.dtype
+        caches = torch.zeros(len(self.blocks), 2, b, heads, context, dim // heads, dtype=dtype)
+        tokens = torch.empty(b, end + n_tokens, dtype=torch.int64)
+        tokens[:, :end] = prompt
+        start = 0
+        for at in range(end, end + n_tokens):
+            states = self.features(tokens[:, start:at], caches, start)[:, -1]
+            tokens[:, at] = F.linear(states, self.token.weight).argmax(-1)
+            start = at
+        return tokens
 
 
 def step(size: str, form: str, compiled: bool) -> Run:
@@ -113,6 +138,20 @@ def _mlp_step(size: str, compiled: bool) -> Run:
     kind = torch.optim.SGD if size == "mlp-sgd" else torch.optim.AdamW
     optimizer = kind(model.parameters(), lr=MLP_RATE, fused=True)
     return _stepping(lambda: F.cross_entropy(model(inputs), targets), optimizer, compiled)
+
+
+def generation(job: dict[str, Any]) -> Run:
+    """A batch of prompts continued by the likeliest tokens; of bfloat16 weights if asked."""
+    model = GPT(**{k: v for k, v in SIZES[job["size"]].items() if k != "batch_size"}).eval()
+    if job["precision"] == "bf16":
+        model = model.to(torch.bfloat16)
+    prompt = torch.tensor(prompts(job))
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model.generate(prompt, job["tokens"])
+
+    return run
 
 
 def _chain(x: Any) -> Any:
@@ -197,8 +236,10 @@ def main(job: dict[str, Any]) -> None:
     torch.set_flush_denormal(True)  # ours runs so, too
     torch.manual_seed(0)
     compiled = job["compile"]
-    is_step = job["kind"] == "step"
-    run = step(job["size"], job["precision"], compiled) if is_step else kernel(job)
+    if job["kind"] == "step":
+        run = step(job["size"], job["precision"], compiled)
+    else:
+        run = generation(job) if job["kind"] == "generate" else kernel(job)
     mode = "compiled" if compiled else "eager"
     capability = torch.backends.cpu.get_cpu_capability()
 

@@ -167,23 +167,23 @@ class GPT(nn.Module):
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"generate: expected top_p in (0, 1], got {top_p}")
         rows = prompt.reshape(-1, prompt.shape[-1])
-        end = rows.shape[1]
-        tokens = np.empty((len(rows), end + n_tokens), np.int64)
-        tokens[:, :end] = rows
+        begin, end = rows.shape[1], rows.shape[1] + n_tokens
+        tokens = np.empty((len(rows), end), np.int64)
+        tokens[:, :begin] = rows
         generator = generator or Generator(0)
         was_training = self.training
         self.eval()
         try:
             with autograd.no_grad():
                 decoder = _Decoder(self)
-                for end in range(end, end + n_tokens):
-                    logits = decoder.next_logits(tokens[:, :end])
+                for t in range(begin, end):
+                    logits = decoder.next_logits(tokens[:, :t])
                     draws = None
                     if temperature > 0:
                         draws = ops.rand((len(rows),), generator=generator).numpy()
-                    tokens[:, end] = choose(logits, draws, temperature, top_k, top_p)
+                    tokens[:, t] = choose(logits, draws, temperature, top_k, top_p)
                     if on_token:
-                        on_token(tokens[:, end].reshape(prompt.shape[:-1]).copy())
+                        on_token(tokens[:, t].reshape(prompt.shape[:-1]).copy())
         finally:
             self.train(was_training)
         return tokens.reshape(*prompt.shape[:-1], -1)
@@ -194,29 +194,30 @@ class _Decoder:
     token, which does the same every time, as a captured step."""
 
     def __init__(self, model: GPT) -> None:
-        self.model = model
-        self.caches = [nn.KVCache(model.config.seq_len) for _ in model.blocks]
+        self.context = model.config.seq_len
+        self.caches = caches = [nn.KVCache(self.context) for _ in model.blocks]
         self.n_seen = 0
+
+        def run(tokens: Tensor) -> Tensor:  # no method: a cycle would hold the caches
+            return ops.linear(model.features(tokens, caches)[:, -1], model.token.weight)
+
         # In bfloat16 a captured step would pack the weights anew every time.
         plain = active_precision() != "fp32" or autograd.is_anomaly_enabled()
-        self.one: Callable[[Tensor], Tensor] = self.run if plain else capture(self.run)
-
-    def run(self, tokens: Tensor) -> Tensor:
-        states = self.model.features(tokens, self.caches)
-        return ops.linear(states[:, -1], self.model.token.weight)
+        self.run: Callable[[Tensor], Tensor] = run
+        self.run_one: Callable[[Tensor], Tensor] = run if plain else capture(run)
 
     def next_logits(self, tokens: np.ndarray) -> np.ndarray:
         """(B, V) after tokens (B, T), which begin with those of the call before."""
-        context, first = self.model.config.seq_len, self.caches[0]
+        first = self.caches[0]
         n_new = tokens.shape[1] - self.n_seen
         if self.n_seen == 0:
-            n_new = min(n_new, context)
-        elif first.length + n_new > context:
-            n_new = context // 2 or 1
+            n_new = min(n_new, self.context)
+        elif first.length + n_new > self.context:
+            n_new = self.context // 2 or 1
             for cache in self.caches:
                 cache.reset()
         self.n_seen = tokens.shape[1]
-        run = self.one if n_new == 1 and first.keys is not None else self.run
+        run = self.run_one if n_new == 1 and first.keys is not None else self.run
         return run(ops.tensor(tokens[:, -n_new:])).numpy()
 
 

@@ -164,9 +164,7 @@ class KVCache:
         n = k.shape[2]
         recording.repeat(partial(self._begin, n))
         start = recording.cell(self._start)
-        out = ops.attention_cached(
-            q, k, v, self.keys, self.values, start, causal=causal, mask=mask
-        )
+        out = ops.attention_cached(q, k, v, self.keys, self.values, start, causal=causal, mask=mask)
         recording.repeat(partial(self._take_up, n))
         return out
 
@@ -226,7 +224,7 @@ class MultiheadAttention(Module):
         else:
             if dropout:
                 raise ValueError(
-                    "MultiheadAttention: a cache is for decoding, without dropout; call eval() first"
+                    "MultiheadAttention: decoding by a cache has no dropout; call eval() first"
                 )
             ends = [self.n_heads, self.n_heads + self.n_kv_heads]
             q, k, v = ops.split(qkv.permute(0, 2, 1, 3), ends, axis=1)

@@ -15,7 +15,7 @@ import numpy as np
 from minigrad import dtypes
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
-from minigrad.dispatch import empty, launch
+from minigrad.dispatch import launch
 from minigrad.ops.attention import attention_fwd_ref, checked_mask, heads_last
 from minigrad.ops.creation import contiguous, has_unit_columns
 from minigrad.tensor import Tensor, TensorLike
@@ -108,7 +108,7 @@ def attention_cached(
     op = "attention_cached"
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}, keys {keys.shape}, values {values.shape}"
     if any(t.ndim != 4 for t in (q, k, v, keys, values)):
-        raise ValueError(f"{op}: expected five arrays of four dimensions (B, H, T, D); got {shapes}")
+        raise ValueError(f"{op}: expected five tensors (B, H, T, D); got {shapes}")
     if k.shape != v.shape or keys.shape != values.shape or q.shape[2] != k.shape[2]:
         raise ValueError(f"{op}: k and v, keys and values, or the lengths of q and k: {shapes}")
     b, hkv, _, d = keys.shape
