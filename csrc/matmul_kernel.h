@@ -47,9 +47,12 @@ MG_INLINE void store_block(const Store& s, int64_t r, int64_t first, vf value, i
 
 // kRows × (kVectors * VL) of C from a, read at a[r * a_row + k * a_col], and a packed B panel.
 // kPacked: a is packed (a_row 1, a_col kMR); else its columns are next to each other (a_col 1).
+// A function of its own wherever it is called from: inlined into a larger one its sums may be kept
+// in memory, at half the speed.
 template <int kRows, int kVectors, bool kPacked>
-void micro_kernel(int64_t kc, const float* a, int64_t a_row, const float* b, const Store& s,
-                  int64_t rows, int64_t cols) {
+__attribute__((noinline)) void micro_kernel(int64_t kc, const float* a, int64_t a_row,
+                                            const float* b, const Store& s, int64_t rows,
+                                            int64_t cols) {
     vf sum[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
         for (int v = 0; v < kVectors; v++) sum[r][v] = vf{};
