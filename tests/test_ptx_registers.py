@@ -4,6 +4,7 @@ at different times, against a walk over the same program in NumPy; and how many 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,21 @@ OPERATIONS = {"add.u32": np.add, "mul.lo.u32": np.multiply, "xor.b32": np.bitwis
 Statement = tuple[Any, ...]
 
 
-def block(rng: random.Random, depth: int, fresh: list[int]) -> list[Statement]:
+def block(
+    rng: random.Random, depth: int, fresh: list[int], outer: Sequence[int] = range(VARIABLES)
+) -> list[Statement]:
     """Statements: ("set", target, op, a, b), ("guarded", bit, the same …), ("if", bit, block,
-    block), ("loop", turns, block), where `bit` and `turns` depend on the lane."""
+    block), ("loop", turns, block), where `bit` and `turns` depend on the lane. Inner blocks read
+    what is known outside, too: in a loop, such a value is needed again after its last mention."""
     out: list[Statement] = []
-    known = list(range(VARIABLES))
+    known = list(outer)
     for _ in range(rng.randint(3, 9)):
         kind = rng.random()
         if depth < 3 and kind < 0.15:
-            arms = [block(rng, depth + 1, fresh) for _ in range(2)]
+            arms = [block(rng, depth + 1, fresh, known) for _ in range(2)]
             out.append(("if", rng.randrange(5), *arms))
         elif depth < 3 and kind < 0.3:
-            out.append(("loop", rng.randrange(4), block(rng, depth + 1, fresh)))
+            out.append(("loop", rng.randrange(4), block(rng, depth + 1, fresh, known)))
         else:
             a, b = rng.choice(known), rng.choice(known)
             if kind < 0.6:
