@@ -59,12 +59,9 @@ void query_statistics(const Rows& g, const T* out, int64_t out_row, const float*
         t.lse[i] = total == -kInfinity ? 0.0f : total;
         vf sum{};
         if (i < ni)
-            for (int64_t d = 0; d < dim; d += VL) {
-                int64_t left = dim - d;
-                vf a = left >= VL ? load(g.p + i * g.row + d) : load(g.p + i * g.row + d, left);
-                vf b = left >= VL ? load(out + i * out_row + d) : load(out + i * out_row + d, left);
-                sum = fma(a, b, sum);
-            }
+            for (int64_t d = 0; d < dim; d += VL)
+                sum = fma(load_up_to(g.p + i * g.row + d, dim - d),
+                          load_up_to(out + i * out_row + d, dim - d), sum);
         t.delta[i] = sum_lanes(sum);
     }
 }

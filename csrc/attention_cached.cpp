@@ -19,12 +19,12 @@ void check(const AttentionShape& s, const Array& keys, const Array& values, cons
     auto fail = [](const char* what) {
         throw std::invalid_argument(std::string("attention_cached_fwd: ") + what);
     };
+    if (start.dtype != DType::i64 || start.size() != 1) fail("expected start as one int64");
+    int64_t first = start.ptr<int64_t>()[0];
     for (const Array* x : {&keys, &values}) {
         bool fits = x->ndim == 4 && x->shape[0] == s.batch && x->shape[1] == s.kv_heads &&
                     x->shape[3] == s.dim && (s.dim <= 1 || x->strides[3] == 1);
         if (!fits) fail("expected keys and values (B, Hkv, capacity, D), unit stride in D");
-        if (start.dtype != DType::i64 || start.size() != 1) fail("expected start as one int64");
-        int64_t first = start.ptr<int64_t>()[0];
         if (first < 0 || first + s.n_keys > x->shape[2]) fail("the new tokens do not fit");
     }
 }
@@ -42,11 +42,6 @@ Array seen(const Array& cache, int64_t n) {
     return x;
 }
 
-template <class T>
-vf load_part(const T* x, int64_t left) {
-    return left >= VL ? load(x) : load(x, left);
-}
-
 // scores[j] = q · key j, q in whole vectors, zeros behind.
 template <class T>
 void dot_keys(const float* q, const T* keys, int64_t row, int64_t n, int64_t dim, float* scores) {
@@ -57,7 +52,7 @@ void dot_keys(const float* q, const T* keys, int64_t row, int64_t n, int64_t dim
             sum = fma(load(q + d), load(keys + d), sum);
             other = fma(load(q + d + VL), load(keys + d + VL), other);
         }
-        for (; d < dim; d += VL) sum = fma(load(q + d), load_part(keys + d, dim - d), sum);
+        for (; d < dim; d += VL) sum = fma(load(q + d), load_up_to(keys + d, dim - d), sum);
         scores[j] = sum_lanes(sum + other);
     }
 }
@@ -70,13 +65,10 @@ void weigh_values(const float* weights, const T* values, int64_t row, int64_t n,
     for (int64_t j = 0; j < n; j++, values += row) {
         vf w = broadcast(weights[j]);
         for (int v = 0; v < kVectors; v++)
-            sum[v] = fma(w, load_part(values + v * VL, left - v * VL), sum[v]);
+            sum[v] = fma(w, load_up_to(values + v * VL, left - v * VL), sum[v]);
     }
-    for (int v = 0; v < kVectors; v++) {
-        int64_t n_lanes = left - v * VL;
-        vf x = sum[v] * broadcast(factor);
-        n_lanes >= VL ? store(out + v * VL, x) : store(out + v * VL, x, n_lanes);
-    }
+    for (int v = 0; v < kVectors; v++)
+        store_up_to(out + v * VL, sum[v] * broadcast(factor), left - v * VL);
 }
 
 // Scores to weights e^(score - top), not yet divided by their sum, whose inverse is returned.
@@ -111,7 +103,7 @@ void one_query(const T* q, const Array& keys, const Array& values, int64_t b, in
     int64_t n = keys.shape[2], dim = keys.shape[3];
     Scratch<float> buffer(padded(dim) + n + VL);
     float *query = buffer.get(), *scores = query + padded(dim);
-    for (int64_t d = 0; d < dim; d += VL) store(query + d, load_part(q + d, dim - d));
+    for (int64_t d = 0; d < dim; d += VL) store(query + d, load_up_to(q + d, dim - d));
     dot_keys(query, head_of<T>(keys, b, kv, 0), keys.strides[2], n, dim, scores);
     float inverse = softmax_scores(scores, n, scale);
     constexpr int kBlock = 4;  // vectors: 32 features on AVX2, two whole lines

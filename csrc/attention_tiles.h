@@ -16,17 +16,24 @@ struct Rows {
 };
 inline int64_t padded(int64_t dim) { return (dim + VL - 1) / VL * VL; }
 
+// Whole vectors, or the `left` elements that are there; zeros behind them.
+template <class T>
+MG_INLINE vf load_up_to(const T* x, int64_t left) {
+    return left >= VL ? load(x) : load(x, left);
+}
+template <class T>
+MG_INLINE void store_up_to(T* x, vf v, int64_t left) {
+    left >= VL ? store(x, v) : store(x, v, left);
+}
+
 template <class T>
 Rows float_rows(const T* x, int64_t row, int64_t n, int64_t dim, float* copy) {
     if constexpr (std::is_same_v<T, float>)
         if (dim % VL == 0) return {x, row};
     int64_t wide = padded(dim);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < wide; d += VL) {
-            int64_t left = dim - d;
-            store(copy + i * wide + d,
-                  left >= VL ? load(x + i * row + d) : load(x + i * row + d, left));
-        }
+        for (int64_t d = 0; d < wide; d += VL)
+            store(copy + i * wide + d, load_up_to(x + i * row + d, dim - d));
     return {copy, wide};
 }
 
@@ -113,11 +120,8 @@ void tile_product(const Part& part, int64_t n, const float* a, int64_t a_row, in
 inline bool any_not_finite(const Rows& x, int64_t n, int64_t dim) {
     vf sum{};
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < dim; d += VL) {
-            int64_t left = dim - d;
-            sum +=
-                (left >= VL ? load(x.p + i * x.row + d) : load(x.p + i * x.row + d, left)) * vf{};
-        }
+        for (int64_t d = 0; d < dim; d += VL)
+            sum += load_up_to(x.p + i * x.row + d, dim - d) * vf{};
     float total = sum_lanes(sum);
     return total != total;
 }
@@ -133,11 +137,9 @@ inline void weighted_rows_skipping(int64_t n_queries, int64_t n_keys, int64_t di
 
 template <class T>
 void store_rows(const float* x, int64_t x_row, int64_t n, int64_t dim, T* out, int64_t row) {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t d = 0;
-        for (; d + VL <= dim; d += VL) store(out + i * row + d, load(x + i * x_row + d));
-        if (d < dim) store(out + i * row + d, load(x + i * x_row + d, dim - d), dim - d);
-    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t d = 0; d < dim; d += VL)
+            store_up_to(out + i * row + d, load_up_to(x + i * x_row + d, dim - d), dim - d);
 }
 
 }  // namespace mg

@@ -9,30 +9,8 @@
 
 namespace mg {
 
-struct Product {
-    int64_t m, n, k;
-    Matrix a, b;  // b(k, j)
-    float* c;
-    int64_t c_row;
-    const float* bias;  // (n,), float32
-    bool add;
-
-    // The block of C at (i, j), for the K block that starts at k0.
-    Store store_at(int64_t i, int64_t j, int64_t k0) const {
-        bool last = k0 + kKC >= k;
-        return {c + i * c_row + j, c_row, add || k0 > 0, last && bias ? bias + j : nullptr};
-    }
-    bool direct_a() const { return a.dtype == DType::f32 && a.col == 1; }
-    // Column j of B as a row, for packing.
-    Matrix b_panel(int64_t k0, int64_t j) const {
-        Matrix x = b.at(k0, j);
-        return {x.p, x.dtype, b.col, b.row};
-    }
-};
-
-constexpr int64_t kFewRows = 4 * kMR;  // up to here B is not packed as a whole
-constexpr int64_t kFewRowsTask = 1
-                                 << 18;  // multiply-adds of 16 rows (some 5 us); fewer take as long
+constexpr int64_t kFewRows = 4 * kMR;      // up to here B is not packed as a whole
+constexpr int64_t kFewRowsTask = 1 << 18;  // multiply-adds (some 5 us), of 16 rows where m is less
 
 // Memory to be asked for in order, a line at a time.
 class Ahead {
