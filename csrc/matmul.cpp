@@ -18,8 +18,13 @@ namespace {
 constexpr int64_t kMC = 4096 / kKC * kMR;    // AVX2: 48 × 512 float32 = 96 KB of A, in L2
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
+constexpr int64_t kSuperKPacked = 2 * kKC;   // where A is packed again for each chunk: 1024 columns
 constexpr int64_t kSmallWork = 1 << 18;      // multiply-adds not worth a second thread (some 5 us)
 constexpr int64_t kTasks = 8;                // tasks to aim for when blocks of rows are few
+
+// A packed panel of A, with room between it and the next: for what packing writes too much, and so
+// that panels do not all fall into the same lines of the first cache.
+constexpr int64_t row_panel_size(int64_t kc) { return kc * kMR + 16; }
 
 // Rows [i0, i1) by one packed panel of columns, for one K block; a_packed is null when A is read in
 // place.
@@ -30,7 +35,7 @@ void panel_rows(const Product& p, const float* a_packed, const float* panel, int
         int64_t rows = std::min<int64_t>(kMR, i1 - i);
         Store s = p.store_at(i, j, k0);
         if (a_packed) {
-            const float* a = a_packed + (i - i0) * kc;
+            const float* a = a_packed + (i - i0) / kMR * row_panel_size(kc);
             if (cols > VL) {
                 micro_rows<2, true>(kc, a, 0, panel, s, rows, cols);
             } else {
@@ -47,10 +52,6 @@ void panel_rows(const Product& p, const float* a_packed, const float* panel, int
     }
 }
 
-void pack_a(const Product& p, int64_t i0, int64_t i1, int64_t k0, int64_t kc, float* out) {
-    pack_row_panels(p.a.at(i0, k0), i1 - i0, kc, out);
-}
-
 // All rows by the columns [j0, j0 + n) and the inner range [k_begin, k_end).
 void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_end, float* packed) {
     int64_t panels = (n + kNR - 1) / kNR, k_blocks = (k_end - k_begin + kKC - 1) / kKC;
@@ -59,15 +60,15 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
         int64_t kc = std::min(kKC, depth - kb * kKC);
         return packed + kb * kKC * panels * kNR + j * kc * kNR;
     };
-    parallel_chunks(panels * k_blocks, std::max<int64_t>(1, kTaskElements / 2 / (kKC * kNR)),
-                    [&](int64_t begin, int64_t end) {
-                        for (int64_t t = begin; t < end; t++) {
-                            int64_t kb = t / panels, j = t % panels, k0 = k_begin + kb * kKC;
-                            pack_panel<kNR>(p.b_panel(k0, j0 + j * kNR),
-                                            std::min<int64_t>(kNR, n - j * kNR),
-                                            std::min(kKC, k_end - k0), panel_at(kb, j));
-                        }
-                    });
+    // A task packs some panels of a K block: side by side in B, they are so in memory too.
+    int64_t per_task = std::max<int64_t>(1, kTaskElements / (kKC * kNR));
+    int64_t groups = (panels + per_task - 1) / per_task;
+    parallel_for(groups * k_blocks, [&](int64_t task) {
+        int64_t kb = task / groups, k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
+        int64_t j = task % groups * per_task, end = std::min(panels, j + per_task);
+        pack_panels<kNR>(p.b_panel(k0, j0 + j * kNR), std::min(end * kNR, n) - j * kNR, kc,
+                         panel_at(kb, j), kc * kNR);
+    });
     bool small = p.m * n * depth < kSmallWork;
     // An even number of blocks as nearly of one height as can be, so that two threads end together.
     int64_t row_panels = (p.m + kMR - 1) / kMR;
@@ -81,10 +82,11 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
                 i1 = std::min(p.m, row_at(task / column_blocks + 1));
         int64_t first = task % column_blocks * panel_step;
         int64_t last = std::min(panels, first + panel_step);
-        Scratch<float> a_packed(p.direct_a() ? 1 : (i1 - i0 + kMR) * kKC);
+        Scratch<float> a_packed(p.direct_a() ? 1 : ((i1 - i0) / kMR + 1) * row_panel_size(kKC));
         for (int64_t kb = 0; kb < k_blocks; kb++) {
             int64_t k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
-            if (!p.direct_a()) pack_a(p, i0, i1, k0, kc, a_packed.get());
+            if (!p.direct_a())
+                pack_panels<kMR>(p.a.at(i0, k0), i1 - i0, kc, a_packed.get(), row_panel_size(kc));
             for (int64_t j = first; j < last; j++)
                 panel_rows(p, p.direct_a() ? nullptr : a_packed.get(), panel_at(kb, j), i0, i1,
                            j0 + j * kNR, k0, kc);
@@ -103,7 +105,7 @@ void product(const Product& p) {
         return;
     }
     if (p.m <= kFewRows) return few_rows(p);
-    int64_t super = std::min(p.k, kSuperK);
+    int64_t super = std::min(p.k, p.direct_a() ? kSuperK : kSuperKPacked);
     int64_t columns = std::max<int64_t>(kNR, kChunkElements / super / kNR * kNR);
     columns = std::min(columns, (p.n + kNR - 1) / kNR * kNR);
     Scratch<float> packed((super + kKC) * columns);

@@ -206,25 +206,29 @@ void pack_panel(const Matrix& x, int64_t n, int64_t kc, float* out) {
     });
 }
 
-// n rows of x as panels of kMR, one after another. Where a column of x is contiguous, one column
-// goes to all panels before the next: panel by panel, each would read a few bytes of kc distant
-// lines. Whole vectors are moved; what that writes too much, the next column's turn overwrites.
-inline void pack_row_panels(const Matrix& x, int64_t n, int64_t kc, float* out) {
-    static_assert(kMR <= VL);
+// n rows of x as panels of `width`, each `panel_size` floats after the last. Where a column of x is
+// contiguous, one column goes to all panels before the next: panel by panel, each would read a few
+// bytes of kc distant lines. Columns lie too far apart for the processor to foresee them. Whole
+// vectors are moved; what that writes too much, the next column's turn overwrites, or lies between
+// panels.
+template <int width>
+void pack_panels(const Matrix& x, int64_t n, int64_t kc, float* out, int64_t panel_size) {
+    constexpr int64_t kMoved = (width + VL - 1) / VL * VL, kAhead = 8;  // floats, columns
     int64_t whole = 0;
-    if (x.row == 1 && x.dtype == DType::f32) {
-        whole = n >= VL ? (n - VL) / kMR + 1 : 0;  // where a whole vector is there to be read
-        for (int64_t k = 0; k < kc - 1; k++) {
+    if (x.row == 1 && x.dtype == DType::f32 && n >= kMoved) {
+        whole = (n - kMoved) / width + 1;  // where whole vectors are there to be read
+        for (int64_t k = 0; k < kc; k++) {
             const float* from = x.floats() + k * x.col;
-            float* to = out + k * kMR;
-            for (int64_t p = 0; p < whole; p++) store(to + p * kc * kMR, load(from + p * kMR));
+            for (int64_t i = 0; i < n; i += 64 / sizeof(float))
+                __builtin_prefetch(from + kAhead * x.col + i);
+            for (int64_t p = 0; p < whole; p++)
+                for (int64_t v = 0; v < kMoved; v += VL)
+                    store(out + p * panel_size + k * width + v, load(from + p * width + v));
         }
-        const float* from = x.floats() + (kc - 1) * x.col;
-        for (int64_t i = 0; i < whole * kMR; i++)
-            out[i / kMR * kc * kMR + (kc - 1) * kMR + i % kMR] = from[i];
     }
-    for (int64_t i = whole * kMR; i < n; i += kMR)
-        pack_panel<kMR>(x.at(i, 0), std::min<int64_t>(kMR, n - i), kc, out + i * kc);
+    for (int64_t p = whole; p * width < n; p++)
+        pack_panel<width>(x.at(p * width, 0), std::min<int64_t>(width, n - p * width), kc,
+                          out + p * panel_size);
 }
 
 }  // namespace mg

@@ -29,6 +29,9 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "uncaptured": ("minigrad", "ours", {"captured": False}),
 }
 
+# Before each turn: the other side's threads go on spinning for some milliseconds after theirs.
+_REST_S = 0.02
+
 
 def check_peer(peer: str | None) -> None:
     """Raises ValueError where the peer's package is not installed."""
@@ -113,6 +116,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     until = time.perf_counter() + args.seconds
     while time.perf_counter() < until or len(times["ours"]) < 3:
         for name, worker in sides.items():
+            time.sleep(_REST_S)
             times[name] += worker.times_ms(repeats)
     about = {name: worker.about for name, worker in sides.items()}
     errors = {}
