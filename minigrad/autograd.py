@@ -523,7 +523,7 @@ def _walk(
         if target.__class__ is not Node:
             before = leaves.get(id(target))
             leaf: Any = target
-            leaves[id(target)] = (leaf, gradient if before is None else before[1] + gradient)
+            leaves[id(target)] = (leaf, gradient if before is None else _sum(before[1], gradient))
             return
         node: Any = target
         slots = pending.get(node)
@@ -531,7 +531,7 @@ def _walk(
             slots = pending[node] = [None] * len(node.outputs)
             heapq.heappush(heap, (-node.order, node))
         old = slots[index]
-        slots[index] = gradient if old is None else old + gradient
+        slots[index] = gradient if old is None else _sum(old, gradient)
 
     mode, _mode.grad = _mode.grad, create_graph  # a context manager costs as much as a small op
     try:
@@ -602,6 +602,13 @@ def _walk(
     finally:
         _mode.grad = mode
     return walked
+
+
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """Of two gradients of one shape and dtype."""
+    if _mode.grad or dispatch.elsewhere or _anomaly_used:
+        return a + b
+    return _tensor.Tensor._wrap(dispatch.launch_made("add", a._array, b._array, None))
 
 
 def _refuse_gradient(node: Node, gradient: Any, edge: Edge) -> NoReturn:
@@ -675,18 +682,30 @@ def _masked_backward(node: Node, slots: list[Tensor | None], mask: tuple[bool, .
 
 def _needed_nodes(
     outputs: Sequence[Tensor], targets: Sequence[Edge]
-) -> dict[Node, tuple[bool, ...]]:
-    """The nodes through which a target is reached, and by which of their inputs."""
+) -> dict[Node, tuple[bool, ...]] | None:
+    """The nodes through which a target is reached, and by which of their inputs; None where it is
+    all of them by every input."""
     seen: set[Node] = set()
-    stack = [o._node for o in outputs if o._node is not None]
+    wanted = set(targets)
+    everything = True
+    stack: list[Any] = [o._node for o in outputs if o._node is not None]
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        for edge in node.edges or ():
-            if edge is not None and edge[0].__class__ is Node:
-                stack.append(edge[0])  # type: ignore[arg-type]
+        if node.edges is None:  # freed
+            everything = False
+            continue
+        for edge in node.edges:
+            if edge is None:
+                continue
+            if edge[0].__class__ is Node:
+                stack.append(edge[0])
+            elif edge not in wanted:
+                everything = False
+    if everything:
+        return None
     # What lies behind a freed node is not known any more. If a target may, walking raises: a
     # gradient that misses a part would be wrong without a word.
     oldest = min(
@@ -695,7 +714,6 @@ def _needed_nodes(
     needed: dict[Any, tuple[bool, ...]] = {
         node: () for node in seen if node.edges is None and node.order > oldest
     }
-    wanted = set(targets)
     for node in sorted(seen, key=attrgetter("order")):
         edges = node.edges or ()
         leads = tuple([e is not None and (e[0] in needed or e in wanted) for e in edges])
