@@ -1,9 +1,11 @@
 """Extension modules: one core, and the kernels once per instruction-set level."""
 
+import copy
 import os
 import platform
 import sys
 from glob import glob
+from pathlib import Path
 
 import numpy
 from pybind11 import get_include
@@ -15,13 +17,13 @@ from setuptools.modified import newer_group
 CORE = ["csrc/core.cpp", "csrc/pool.cpp", "csrc/threads.cpp"]
 KERNELS = sorted(set(glob("csrc/*.cpp")) - set(CORE))
 EMULATOR = sorted(glob("csrc/ptx/*.cpp"))
-HEADERS = sorted(glob("csrc/*.h"))
-EMULATOR_HEADERS = sorted(glob("csrc/ptx/*.h"))
+HEADERS = sorted(glob("csrc/*.h") + glob("csrc/ptx/*.h"))
 
 FLAGS = [
     "-std=c++17",
     "-O3",
     "-g0",
+    "-MMD",  # beside each object file, what it was compiled from (needs_recompile)
     "-fvisibility=hidden",
     "-fwrapv",
     # Where a multiply-add is fused is written in the kernels, so that edges and main loops agree.
@@ -67,7 +69,7 @@ def extension(name: str, sources: list[str], flags: list[str]) -> Extension:
     return Extension(
         f"minigrad.{name}",
         sources,
-        depends=[*HEADERS, *EMULATOR_HEADERS],
+        depends=HEADERS,
         include_dirs=[numpy.get_include(), get_include()],
         extra_compile_args=FLAGS + flags,
         extra_link_args=["-pthread"] if sys.platform != "darwin" else [],
@@ -86,10 +88,13 @@ class BuildLevels(build_ext):
         super().finalize_options()
         if MODELS:  # wheels take all that lies in the usual folder
             self.build_lib = "build/models"
+        # Two at once: while one compiles its last file or links, the other has work for all cores.
+        self.parallel = self.parallel or 2
 
     def build_extension(self, ext: Extension) -> None:
-        self.build_temp = os.path.join(OBJECTS, ext.name)
-        super().build_extension(ext)
+        own = copy.copy(self)
+        own.build_temp = os.path.join(OBJECTS, ext.name)
+        super(BuildLevels, own).build_extension(ext)
 
 
 def kernels(level: str) -> Extension:
@@ -111,8 +116,11 @@ def emulator(level: str) -> Extension:
 
 
 def needs_recompile(obj: str, src: str) -> bool:
-    headers = [*HEADERS, *EMULATOR_HEADERS] if src in EMULATOR else HEADERS
-    return newer_group([src, *headers, __file__], obj)
+    listing = Path(obj).with_suffix(".d")  # "file.o: file.cpp header.h \", over several lines
+    if not listing.exists():
+        return True
+    _, _, used = listing.read_text().partition(": ")
+    return newer_group([src, __file__, *used.replace("\\\n", "").split()], obj, missing="newer")
 
 
 # One file a core, and only what changed since the last build.

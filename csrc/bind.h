@@ -169,35 +169,38 @@ struct Launch {
     virtual void run() const = 0;
 };
 
-template <auto kKernel>
-struct Entry;
+// The calls of all kernels with these arguments: code for each signature, not for each kernel.
+template <class... Args>
+struct Signature {
+    using Kernel = void (*)(Args...);
+    static constexpr auto kIndices = std::index_sequence_for<Args...>{};
 
-template <class... Args, void (*kKernel)(Args...)>
-struct Entry<kKernel> {
-    static PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t n) {
+    static PyObject* call(Kernel kernel, PyObject* const* given, Py_ssize_t n) {
         try {
             check_count(n);
-            return run(given, std::index_sequence_for<Args...>{});
+            return run(kernel, given, kIndices);
         } catch (...) {
             return raise_current();
         }
     }
 
-    static std::unique_ptr<Launch> read(PyObject* const* given, Py_ssize_t n) {
+    static std::unique_ptr<Launch> read(Kernel kernel, PyObject* const* given, Py_ssize_t n) {
         check_count(n);
-        return std::make_unique<Read>(given, std::index_sequence_for<Args...>{});
+        return std::make_unique<Read>(kernel, given, kIndices);
     }
 
   private:
     class Read : public Launch {
       public:
         template <size_t... I>
-        Read(PyObject* const* given, std::index_sequence<I...>) : args_(given[I]...) {}
+        Read(Kernel kernel, PyObject* const* given, std::index_sequence<I...>)
+            : kernel_(kernel), args_(given[I]...) {}
         void run() const override {
-            std::apply([](const auto&... arg) { kKernel(arg.value...); }, args_);
+            std::apply([this](const auto&... arg) { kernel_(arg.value...); }, args_);
         }
 
       private:
+        Kernel kernel_;
         std::tuple<FromPython<Args>...> args_;
     };
 
@@ -208,14 +211,28 @@ struct Entry<kKernel> {
     }
 
     template <size_t... I>
-    static PyObject* run(PyObject* const* given, std::index_sequence<I...>) {
+    static PyObject* run(Kernel kernel, PyObject* const* given, std::index_sequence<I...>) {
         std::tuple<FromPython<Args>...> args(given[I]...);
         {
             ReleaseInterpreter released;
             FlushDenormals flush;
-            kKernel(std::get<I>(args).value...);
+            kernel(std::get<I>(args).value...);
         }
         Py_RETURN_NONE;
+    }
+};
+
+// A kernel as Python and a recording call it.
+template <auto kKernel>
+struct Entry;
+
+template <class... Args, void (*kKernel)(Args...)>
+struct Entry<kKernel> {
+    static PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t n) {
+        return Signature<Args...>::call(kKernel, given, n);
+    }
+    static std::unique_ptr<Launch> read(PyObject* const* given, Py_ssize_t n) {
+        return Signature<Args...>::read(kKernel, given, n);
     }
 };
 
@@ -263,24 +280,21 @@ inline PyObject* make_output(const char* kernel, PyObject* const* inputs, size_t
     return made;
 }
 
-// An entry of a kernel whose arguments are inputs, an output and numbers. `Name::text()` is its
-// name.
-template <auto kKernel, class Name>
-struct ElementwiseEntry;
-
-template <class... Args, void (*kKernel)(Args...), class Name>
-struct ElementwiseEntry<kKernel, Name> {
-    static PyObject* call(PyObject* self, PyObject* const* given, Py_ssize_t n) {
+// The calls of kernels whose arguments are inputs, an output and numbers.
+template <class... Args>
+struct ElementwiseSignature {
+    static PyObject* call(void (*kernel)(Args...), const char* name, PyObject* const* given,
+                          Py_ssize_t n) {
         if (n != sizeof...(Args) || given[kInputs] != Py_None)
-            return Entry<kKernel>::call(self, given, n);
+            return Signature<Args...>::call(kernel, given, n);
         PyObject* args[sizeof...(Args)];
         std::copy_n(given, sizeof...(Args), args);
         try {
-            args[kInputs] = make_output(Name::text(), given, kInputs);
+            args[kInputs] = make_output(name, given, kInputs);
         } catch (...) {
             return raise_current();
         }
-        PyObject* done = Entry<kKernel>::call(self, args, n);
+        PyObject* done = Signature<Args...>::call(kernel, args, n);
         if (done == nullptr) {
             Py_DECREF(args[kInputs]);
             return nullptr;
@@ -291,6 +305,17 @@ struct ElementwiseEntry<kKernel, Name> {
 
   private:
     static constexpr size_t kInputs = (size_t{std::is_same_v<Args, const Array&>} + ...) - 1;
+};
+
+// Such a kernel as Python calls it; `Name::text()` is its name.
+template <auto kKernel, class Name>
+struct ElementwiseEntry;
+
+template <class... Args, void (*kKernel)(Args...), class Name>
+struct ElementwiseEntry<kKernel, Name> {
+    static PyObject* call(PyObject*, PyObject* const* given, Py_ssize_t n) {
+        return ElementwiseSignature<Args...>::call(kKernel, Name::text(), given, n);
+    }
 };
 
 }  // namespace mg
