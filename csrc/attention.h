@@ -106,11 +106,30 @@ inline bool all_seen(const AttentionShape& s, const AttentionOptions& o, int64_t
 }
 
 // A tile of n queries and m keys of which query i sees the first i + offset (no key beyond, by
-// causality): what its products need not do. Scores beyond are left as they were.
+// causality): what need not be done of it. Scores beyond are left as they were.
 struct Stairs {
     int64_t n, m, offset;
     int64_t seen(int64_t i) const { return std::clamp<int64_t>(i + offset, 0, m); }
 };
+
+// body(j, hide) for the keys that some query of [i, i + VL) sees; hide(scores) makes those of the
+// other queries -infinity.
+template <class Body>
+MG_INLINE void for_keys_seen(const Stairs& s, int64_t i, Body&& body) {
+    int64_t all = s.seen(i), some = s.seen(i + VL - 1), j = 0;
+    for (; j < all; j++) body(j, [](vf x) { return x; });
+    for (; j < some; j++)
+        body(j, [&](vf x) { return first_of(j + 1 - i - s.offset, broadcast(-kInfinity), x); });
+}
+
+// Weights of 0 for the keys behind those, as far as products of kMR rows reach beyond what their
+// queries see.
+MG_INLINE void clear_behind(const Stairs& s, int64_t i, float* weights) {
+    int64_t some = s.seen(i + VL - 1);
+    for (int64_t j = some, end = std::min(s.m, some + kMR - 1); j < end; j++)
+        store(weights + j * kQueries + i, vf{});
+}
+
 // keys × queries, a sum over k features
 struct StairsOfScores {
     Stairs s;
@@ -160,6 +179,11 @@ inline double number_at(const Array& x, int64_t offset) {
         default:
             return x.ptr<uint8_t>()[offset] != 0;
     }
+}
+
+// Whether some query of the tile does not see all of its keys for another reason than causality.
+inline bool needs_addend(const AttentionOptions& o, const AttentionMask& m, bool all_seen) {
+    return m.mask || m.bias || (o.window >= 0 && !all_seen);
 }
 
 // What is added to the scaled scores of a tile, addend[j][i]: bias where a key is seen, -infinity

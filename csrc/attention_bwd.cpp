@@ -16,14 +16,14 @@ struct BackwardScratch {
 };
 
 // Pᵀ and dSᵀ in place of Sᵀ and dPᵀ. With dropout, weights become the dropped ones that dV needs.
-void gradient_tile(int64_t lanes, int64_t nj, float scale, const float* addend, const float* factor,
-                   BackwardScratch& t) {
+void gradient_tile(const Stairs& stairs, int64_t lanes, float scale, const float* addend,
+                   const float* factor, BackwardScratch& t) {
     vf k = broadcast(scale), lowest = broadcast(-kInfinity);
     for (int64_t i = 0; i < lanes; i += VL) {
         vf lse = load(t.lse + i), delta = load(t.delta + i);
-        for (int64_t j = 0; j < nj; j++) {
+        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
             int64_t at = j * kQueries + i;
-            vf x = load(t.weights + at) * k;
+            vf x = hide(load(t.weights + at) * k);
             if (addend) {
                 vf a = load(addend + at);
                 x = select(a == lowest, lowest, x + a);
@@ -38,7 +38,9 @@ void gradient_tile(int64_t lanes, int64_t nj, float scale, const float* addend, 
             }
             // A weight of 0 stops a NaN of its value.
             store(t.gradient + at, select(p == vf{}, vf{}, p * (dp - delta) * k));
-        }
+        });
+        clear_behind(stairs, i, t.weights);
+        clear_behind(stairs, i, t.gradient);
     }
 }
 
@@ -133,17 +135,18 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                                     kNR, kNR * dim, t.weights, kQueries, false);
                 tile_product<false>(StairsOfScores{stairs, dim}, lanes, vt.p, vt.row, 1, g_packed,
                                     kNR, kNR * dim, t.gradient, kQueries, false);
-                bool masked = m.mask || m.bias || !all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
-                if (masked) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
+                bool whole = all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
+                bool added = needs_addend(o, m, whole);
+                if (added) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
                 if (o.dropout > 0) fill_dropout(s, o, b, h, i0, ni, j0, nj, t.factor);
-                gradient_tile(lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr,
+                gradient_tile(stairs, lanes, static_cast<float>(o.scale), added ? t.extra : nullptr,
                               o.dropout > 0 ? t.factor : nullptr, t);
                 keep_nan(ni, nj, t);
                 tile_product<false>(StairsOfKeys{stairs}, wide, t.weights, kQueries, 1, g.p, g.row,
                                     kNR, dv + j0 * wide, wide, true);
                 tile_product<false>(StairsOfKeys{stairs}, wide, t.gradient, kQueries, 1, q.p, q.row,
                                     kNR, dk + j0 * wide, wide, true);
-                if (masked && any_not_finite(kt, nj, dim)) {
+                if ((added || !whole) && any_not_finite(kt, nj, dim)) {
                     weighted_rows_skipping(ni, nj, dim, t.gradient, kt, dq, wide);
                 } else {
                     tile_product<true>(StairsOfQueries{stairs}, wide, t.gradient, 1, kQueries, kt.p,

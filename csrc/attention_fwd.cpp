@@ -71,29 +71,30 @@ void add_to_scores(int64_t lanes, int64_t nj, vf scale, const float* addend, flo
 
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
 // output must be scaled by (alpha).
-void softmax_tile(int64_t lanes, int64_t nj, float scale, const float* addend, float* scores,
-                  float* top, float* sum, float* alpha) {
+void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float* addend,
+                  float* scores, float* top, float* sum, float* alpha) {
     vf k = broadcast(scale), lowest = broadcast(-kInfinity);
     if (addend) {
-        add_to_scores(lanes, nj, k, addend, scores);
+        add_to_scores(lanes, stairs.m, k, addend, scores);
         k = broadcast(1.0f);
     }
     for (int64_t i = 0; i < lanes; i += VL) {
         vf before = load(top + i), now = before;
         vi nan = now != now;
-        for (int64_t j = 0; j < nj; j++) {
-            vf x = load(scores + j * kQueries + i) * k;
+        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
+            vf x = hide(load(scores + j * kQueries + i) * k);
             nan |= x != x;
             now = larger(now, x);
-        }
+        });
         now = select(nan, broadcast(std::numeric_limits<float>::quiet_NaN()), now);
         vf safe = select(now == lowest, vf{}, now), total{};
-        for (int64_t j = 0; j < nj; j++) {
+        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
             float* at = scores + j * kQueries + i;
-            vf e = exp_nonpositive(load(at) * k - safe);
+            vf e = exp_nonpositive(hide(load(at) * k) - safe);
             total += e;
             store(at, e);
-        }
+        });
+        clear_behind(stairs, i, scores);
         vf factor = exp_nonpositive(before - safe);
         store(top + i, now);
         store(alpha + i, factor);
@@ -144,10 +145,11 @@ struct QueryGroup {
         Stairs stairs = stairs_of(s, o, x.i0, x.n, j0, nj);
         tile_product<false>(StairsOfScores{stairs, s.dim}, x.lanes, keys.p, keys.row, 1, x.packed,
                             kNR, kNR * s.dim, t.scores, kQueries, false);
-        bool masked = m.mask || m.bias || !all_seen(s, o, x.i0, x.i0 + x.n, j0, j0 + nj);
-        if (masked) fill_addend(s, o, m, b, h, x.i0, x.n, j0, nj, t.extra);
-        softmax_tile(x.lanes, nj, static_cast<float>(o.scale), masked ? t.extra : nullptr, t.scores,
-                     x.top, x.sum, t.alpha);
+        bool whole = all_seen(s, o, x.i0, x.i0 + x.n, j0, j0 + nj),
+             added = needs_addend(o, m, whole);
+        if (added) fill_addend(s, o, m, b, h, x.i0, x.n, j0, nj, t.extra);
+        softmax_tile(stairs, x.lanes, static_cast<float>(o.scale), added ? t.extra : nullptr,
+                     t.scores, x.top, x.sum, t.alpha);
         if (o.dropout > 0) {
             fill_dropout(s, o, b, h, x.i0, x.n, j0, nj, t.extra);
             for (int64_t j = 0; j < nj; j++)
@@ -160,7 +162,7 @@ struct QueryGroup {
             for (int64_t d = 0; d < wide; d += VL)
                 store(x.acc + i * wide + d, load(x.acc + i * wide + d) * factor);
         }
-        if ((masked || o.dropout > 0) &&
+        if ((added || !whole || o.dropout > 0) &&
             any_not_finite({values, kNR}, nj * (panelled / kNR), kNR)) {
             for (int64_t d = 0; d < s.dim; d += kNR)
                 weighted_rows_skipping(x.n, nj, std::min<int64_t>(kNR, s.dim - d), t.scores,

@@ -305,12 +305,15 @@ MG_INLINE void store(T* p, vf v, int64_t n) {
     std::memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
 }
 
-// Lanes 0 .. n-1 keep v, the others become `fill`.
-MG_INLINE vf keep_first(vf v, int64_t n, float fill) {
+// Lanes 0 .. n-1 of a, the others of b.
+MG_INLINE vf first_of(int64_t n, vf a, vf b) {
     vi lane;
     for (int i = 0; i < VL; i++) lane[i] = i;
-    return select(lane < static_cast<int32_t>(n), v, broadcast(fill));
+    return select(lane < static_cast<int32_t>(n), a, b);
 }
+
+// Lanes 0 .. n-1 keep v, the others become `fill`.
+MG_INLINE vf keep_first(vf v, int64_t n, float fill) { return first_of(n, v, broadcast(fill)); }
 
 // ---- reductions over the lanes, in a fixed order (halves, then halves of those) ----
 
