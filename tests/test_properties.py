@@ -493,6 +493,20 @@ def test_products_of_any_size_and_stride(data: st.DataObject, level: str) -> Non
         close(x.leaf.grad, x.layout.gradient(each), 4 * PRODUCT[dtype], x.layout.gradient(size))
 
 
+# More columns and a longer inner length than are packed at a time; A is read in place, or packed.
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("a_transposed", [False, True])
+def test_products_larger_than_what_is_packed_at_a_time(
+    a_transposed: bool, dtype: str, level: str
+) -> None:
+    rng = np.random.default_rng(18)
+    a, b = (mg.tensor(rng.standard_normal(s), dtype) for s in ((60, 1100), (1100, 2060)))
+    x = mg.swapaxes(mg.swapaxes(a, 0, 1).contiguous(), 0, 1) if a_transposed else a
+    exact_a, exact_b = (np.asarray(t.to("float64").numpy()) for t in (a, b))
+    size = np.abs(exact_a) @ np.abs(exact_b)
+    close(x @ b, exact_a @ exact_b, PRODUCT[dtype], size)
+
+
 @examples(60)
 @given(data=st.data())
 def test_vectors_and_linear(data: st.DataObject, level: str) -> None:
