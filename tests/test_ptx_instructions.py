@@ -535,6 +535,17 @@ def test_approximations(name: str) -> None:
     relative(got, want, bound, floor, values)
 
 
+def test_exponential_flushes() -> None:
+    """With .ftz a denormal result is 0, and all others are as without; denormal operands give 1."""
+    lowest = np.linspace(-151, -124, 109, dtype=np.float32).view(np.uint32).tolist()
+    values = floats("f32", 20) + lowest
+    [kept] = execute("ex2.approx.f32 %d0, %s0;", (32,), (32, values))
+    [flushed] = execute("ex2.approx.ftz.f32 %d0, %s0;", (32,), (32, values))
+    check(flushed, [0 if x < 1 << 23 else x for x in kept], values)
+    denormal = [i for i, x in enumerate(values) if x & mask(31) < 1 << 23]
+    assert {flushed[i] for i in denormal} == {0x3F800000}
+
+
 def test_sine_and_cosine() -> None:
     rng = np.random.default_rng(0)
     x = (rng.random(512).astype(np.float32) * 2 - 1) * np.float32(math.pi)
@@ -781,12 +792,13 @@ def shuffle(values: list[int], lane: int, b: int, c: int, mode: str) -> tuple[in
 @pytest.mark.parametrize("c", [0x1F, 0x00, 0x1C1F, 0x1807, 0x1800])
 def test_shfl(mode: str, c: int) -> None:
     values = [1000 + i for i in range(32)]
-    for b in (0, 1, 3, 5, 16, 31):
-        text = f"shfl.sync.{mode}.b32 %d0|%d1, %s0, {b}, {c}, -1;"
-        got, ok = execute(text, (32, 1), (32, values))
-        want = [shuffle(values, lane, b, c, mode) for lane in range(32)]
-        check(got, [w for w, _ in want], list(range(32)))
-        check(ok, [int(v) for _, v in want], list(range(32)))
+    rng = random.Random(c)
+    for given in [*([b] * 32 for b in (0, 1, 3, 5, 16, 31)), [rng.randrange(64) for _ in values]]:
+        text = f"shfl.sync.{mode}.b32 %d0|%d1, %s0, %s1, {c}, -1;"
+        got, ok = execute(text, (32, 1), (32, values), (32, given))
+        want = [shuffle(values, lane, b, c, mode) for lane, b in enumerate(given)]
+        check(got, [w for w, _ in want], given)
+        check(ok, [int(v) for _, v in want], given)
 
 
 def test_vote_and_match() -> None:
@@ -1012,6 +1024,25 @@ def test_matrix_copies() -> None:
     assert got1 == turned.tolist()
 
 
+@pytest.mark.parametrize("address", ["%u0", "%w0"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_copies_of_fewer_matrices(n: int, address: str) -> None:
+    """Only the first lanes name rows; what the others hold is no address."""
+    halves = np.arange(32 * 8, dtype=np.uint16).reshape(32, 8)
+    words = [(32, halves.view(np.uint32)[:, i].tolist()) for i in range(4)]
+    others = (
+        f"cvt.u64.u32 %w0, %u0; mov.u32 %u2, %laneid; setp.ge.u32 %q0, %u2, {8 * n}; "
+        "@%q0 mov.b32 %u0, -1; @%q0 mov.b64 %w0, -1; "
+    )
+    d = ", ".join(f"%d{i}" for i in range(n))
+    for name in ("", ".trans"):
+        text = f"ldmatrix.sync.aligned.m8n8.x{n}{name}.shared.b16 {{{d}}}, [{address}];"
+        got = execute(rows_of() + others + text, (32,) * n, *words)
+        matrices = halves[: 8 * n].reshape(n, 8, 8)
+        turned = matrices.transpose(0, 2, 1) if name else matrices
+        assert got == np.ascontiguousarray(turned).view(np.uint32).reshape(n, 32).tolist()
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "largest"),
     [("e4m3", ml_dtypes.float8_e4m3fn, 448), ("e5m2", ml_dtypes.float8_e5m2, 57344)],
@@ -1066,6 +1097,24 @@ def test_copies_of_part_of_their_bytes() -> None:
     )
     [got] = execute(text, (32,), (32, sizes), (32, data))
     check(got, [x & mask(8 * n) for x, n in zip(data, sizes, strict=True)], data, sizes)
+
+
+def test_groups_of_copies_are_a_lanes_own() -> None:
+    """All but the latest group: the first one for lanes that commit two, none for the others."""
+    text = (
+        ".shared .align 16 .b8 cells[256]; mov.u32 %u0, %laneid; setp.lt.u32 %q0, %u0, 16; "
+        "shl.b32 %u0, %u0, 2; mov.u32 %u1, cells; add.u32 %u0, %u0, %u1; mov.b32 %d0, 0; "
+        "cp.async.ca.shared.global [%u0], [%a1], 4; cp.async.commit_group; "
+        "@%q0 cp.async.ca.shared.global [%u0+128], [%a1], 4; @%q0 cp.async.commit_group; "
+        "cp.async.wait_group 1; "
+    )
+    data = list(range(100, 132))
+    [got] = execute(text + "@%q0 ld.shared.b32 %d0, [%u0];", (32,), (32, data))
+    assert got == data[:16] + [0] * 16
+    for early in ("@!%q0 ld.shared.b32 %d0, [%u0];", "@%q0 ld.shared.b32 %d0, [%u0+128];"):
+        with pytest.raises(ptx.PtxFault) as found:
+            execute(text + early, (32,), (32, data))
+        assert found.value.kind == "pending"
 
 
 def test_packed_atomics() -> None:

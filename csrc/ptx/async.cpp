@@ -28,27 +28,22 @@ namespace {
 
 // ---- cp.async ----
 
+template <u32 kBytes>
 void land(Warp& w, const Copy& copy, u32 lanes) {
     Block& b = *w.block;
     u8* shared = b.shared.data();
-    u8* state = b.state.data();
-    u64* writers = b.writers.data();
-    const bool checking = b.checking, racing = b.racing;
-    const u64 mine = entry_for(b, w.id, copy.instruction, false);
-    const U4 entries = {mine, mine, mine, mine};
     for (u32 m = lanes; m; m &= m - 1) {
         int l = first_lane(m);
-        u32 to = copy.to[l];
-        if (copy.bytes == 16) {
-            std::memcpy(shared + to, copy.data[l], 16);
-            if (checking) std::memset(state + to, kInit, 16);
-            if (racing) std::memcpy(writers + (to >> 2), &entries, sizeof(entries));
-        } else {
-            std::memcpy(shared + to, copy.data[l], copy.bytes);
-            if (checking) std::memset(state + to, kInit, copy.bytes);
-            if (racing) writers[to >> 2] = writers[(to + copy.bytes - 1) >> 2] = mine;
-        }
+        std::memcpy(shared + copy.to[l], copy.data[l], kBytes);
     }
+    u8* state = b.state.data();
+    for (u32 m = b.checking ? lanes : 0; m; m &= m - 1)
+        std::memset(state + copy.to[first_lane(m)], kInit, kBytes);
+    u64* writers = b.writers.data();
+    const u64 mine = entry_for(b, w.id, copy.instruction, false);
+    const U4 entries = {mine, mine, mine, mine};
+    for (u32 m = b.racing ? lanes : 0; m; m &= m - 1)
+        std::memcpy(writers + (copy.to[first_lane(m)] >> 2), &entries, kBytes / 4 * sizeof(mine));
 }
 
 // The common case of a copy: all lanes take 16 bytes each from one array. Whether it was that.
@@ -109,13 +104,14 @@ const Code* copy_async(Warp& w, const Code* c, u32 mask) {
     alignas(64) u64 to[kLanes], from[kLanes];
     alignas(64) u32 wanted[kLanes];
     addresses(w, c, to);
-    u32 whole = 0, reading = 0;
+    alignas(64) i32 all[kLanes], some[kLanes];
     for (int l = 0; l < kLanes; ++l) from[l] = global[l] + u64(displacement);
+    for (int l = 0; l < kLanes; ++l) wanted[l] = sizes ? sizes[l] : ignored >> l & 1 ? 0 : bytes;
     for (int l = 0; l < kLanes; ++l) {
-        wanted[l] = ignored >> l & 1 ? 0 : sizes ? sizes[l] : bytes;
-        whole |= u32(wanted[l] == bytes) << l;
-        reading |= u32(wanted[l] != 0) << l;
+        all[l] = wanted[l] == bytes ? -1 : 0;
+        some[l] = wanted[l] != 0 ? -1 : 0;
     }
+    u32 whole = mask_of(all), reading = mask_of(some);
     Copy& copy = w.open.copies.emplace_back();
     copy.mask = mask;
     copy.bytes = bytes;
@@ -153,7 +149,7 @@ void land_for(Warp& w, std::vector<Copy>& copies, u32 lanes) {
     i64 bytes = 0;
     for (Copy& copy : copies) {
         u32 now = copy.mask & lanes;
-        land(w, copy, now);
+        (copy.bytes == 16 ? land<16> : copy.bytes == 8 ? land<8> : land<4>)(w, copy, now);
         bytes += i64(copy.bytes) * __builtin_popcount(now);
         copy.mask &= ~lanes;
     }
@@ -180,13 +176,17 @@ const Code* commit(Warp& w, const Code* c, u32 mask) {
 
 // All but the latest `newest` groups of each lane of `mask`.
 void wait_groups(Warp& w, u32 mask, u32 newest) {
-    u32 seen[kLanes] = {};
+    alignas(64) u32 seen[kLanes] = {};
     std::vector<u32> ready(w.groups.size());
     for (std::size_t g = w.groups.size(); g-- > 0;) {
-        for (u32 m = w.groups[g].mask & mask; m; m &= m - 1) {
-            int l = first_lane(m);
-            if (seen[l]++ >= newest) ready[g] |= 1u << l;
+        const u32 here = w.groups[g].mask & mask;
+        alignas(64) i32 done[kLanes];
+        for (int l = 0; l < kLanes; ++l) {
+            u32 one = here >> l & 1;
+            done[l] = one && seen[l] >= newest ? -1 : 0;
+            seen[l] += one;
         }
+        ready[g] = mask_of(done);
     }
     for (std::size_t g = 0; g < w.groups.size(); ++g) {  // oldest first: the last write stands
         if (!ready[g]) continue;

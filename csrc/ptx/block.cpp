@@ -74,15 +74,22 @@ u32 special(const Launch& launch, const Block& b, u32 warp, int lane, Special wh
 
 void set_constants(const Launch& launch, const Block& b, Warp& w) {
     for (const Constant& c : launch.program->constants) {
-        bool two = c.kind == 1 || c.kind == 3;
-        for (int l = 0; l < kLanes; ++l) {
-            u64 x =
-                c.kind >= 2 ? special(launch, b, w.id, l, static_cast<Special>(c.value)) : c.value;
-            if (two) {
-                row<u64>(w, c.row * 128)[l] = x;
-            } else {
-                row<u32>(w, c.row * 128)[l] = u32(x);
-            }
+        u64* wide = row<u64>(w, c.row * 128);
+        u32* narrow = row<u32>(w, c.row * 128);
+        Special which = static_cast<Special>(c.value);
+        switch (c.kind) {
+            case 0:
+                std::fill_n(narrow, kLanes, u32(c.value));
+                break;
+            case 1:
+                std::fill_n(wide, kLanes, c.value);
+                break;
+            case 2:
+                for (int l = 0; l < kLanes; ++l) narrow[l] = special(launch, b, w.id, l, which);
+                break;
+            default:
+                for (int l = 0; l < kLanes; ++l) wide[l] = special(launch, b, w.id, l, which);
+                break;
         }
     }
 }

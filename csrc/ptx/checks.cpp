@@ -198,22 +198,22 @@ void locate_all_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 byte
             return;
         }
     }
+    alignas(64) u32 offset[kLanes] = {};
     if (bytes == 16) {
-        locate_shared16(w, c, mask, at, access, out->at);
-        if (b.worker->count_memory) count_shared(w, c, mask, at, bytes, 8);
-        return;
-    }
-    for (u32 m = mask; m; m &= m - 1) {
-        int l = first_lane(m);
-        shared_bounds(w, l, at[l], bytes, bytes, access);
-        if (b.checking) {
-            if (access != Access::WRITE) touch_read(w, c, l, u32(at[l]), bytes);
-            if (access != Access::READ) touch_write(w, c, l, u32(at[l]), bytes);
+        locate_shared16(w, c, mask, at, access, offset);
+    } else {
+        for (u32 m = mask; m; m &= m - 1) {
+            int l = first_lane(m);
+            shared_bounds(w, l, at[l], bytes, bytes, access);
+            offset[l] = u32(at[l]);
+            if (!b.checking) continue;
+            if (access != Access::WRITE) touch_read(w, c, l, offset[l], bytes);
+            if (access != Access::READ) touch_write(w, c, l, offset[l], bytes);
         }
-        out->at[l] = base + at[l];
     }
+    for (u32 m = mask; m; m &= m - 1) out->at[first_lane(m)] = base + offset[first_lane(m)];
     if (b.worker->count_memory) {
-        count_shared(w, c, mask, at, bytes, bytes <= 4 ? 32 : bytes == 8 ? 16 : 8);
+        count_shared(w, c, mask, offset, bytes, bytes <= 4 ? 32 : bytes == 8 ? 16 : 8);
     }
 }
 
@@ -240,21 +240,25 @@ u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align
     return b.shared.data() + at;
 }
 
-void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to) {
+template <class A>
+void locate_shared16(Warp& w, const Code* c, u32 mask, const A* at, Access access, u32* offset) {
     Block& b = *w.block;
-    u64 limit = b.shared_bytes >= 16 ? b.shared_bytes - 16 : 0, bad = b.shared_bytes < 16;
+    const A limit = b.shared_bytes >= 16 ? b.shared_bytes - 16 : 0;
+    A bad = b.shared_bytes < 16;
     // All lanes, as that vectorises: those outside of the mask only make it look closer.
-    for (int l = 0; l < kLanes; ++l) bad |= u64(at[l] > limit) | (at[l] & 15);
+    for (int l = 0; l < kLanes; ++l) bad |= A(at[l] > limit) | (at[l] & 15);
     for (u32 m = bad ? mask : 0; m; m &= m - 1)
         shared_bounds(w, first_lane(m), at[first_lane(m)], 16, 16, access);
-    if (b.checking && access != Access::WRITE) touch_read16(w, c, mask, at);
-    if (b.checking && access != Access::READ) {
-        Writes16 writes(w, c);
-        for (u32 m = mask; m; m &= m - 1) writes.touch(first_lane(m), u32(at[first_lane(m)]));
-    }
-    std::uintptr_t base = reinterpret_cast<std::uintptr_t>(b.shared.data());
-    for (int l = 0; l < kLanes; ++l) to[l] = reinterpret_cast<u8*>(base + at[l]);
+#pragma GCC ivdep
+    for (int l = 0; l < kLanes; ++l) offset[l] = u32(at[l]);
+    if (!b.checking) return;
+    if (access != Access::WRITE) touch_read16(w, c, mask, offset);
+    if (access == Access::READ) return;
+    Writes16 writes(w, c);
+    for (u32 m = mask; m; m &= m - 1) writes.touch(first_lane(m), offset[first_lane(m)]);
 }
+template void locate_shared16(Warp&, const Code*, u32, const u32*, Access, u32*);
+template void locate_shared16(Warp&, const Code*, u32, const u64*, Access, u32*);
 
 void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access, Located* out) {
     out->contiguous = false;

@@ -87,7 +87,7 @@ PTX_INLINE bool any(U4 x) {
 #endif
 }
 
-inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
+inline void touch_read16(Warp& w, const Code* c, u32 mask, const u32* at) {
     Block& b = *w.block;
     const u8* state = b.state.data();
     u64 want = b.state_want, look = b.state_mask;
@@ -102,7 +102,7 @@ inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
         const U4 entries = {mine, mine, mine, mine};
         U4 fresh{};
         for (u32 m = mask; m; m &= m - 1) {
-            u64 x = at[first_lane(m)];
+            u32 x = at[first_lane(m)];
             bad |= (load_vector<U2>(state + x) & look) ^ want;
             fresh |= (U4)(load_vector<U4>(writers + (x >> 2)) >= safe);
             std::memcpy(readers + (x >> 2), &entries, sizeof(entries));
@@ -111,7 +111,7 @@ inline void touch_read16(Warp& w, const Code* c, u32 mask, const u64* at) {
     }
     // Something may be wrong: each lane is looked at on its own.
     for (u32 m = __builtin_expect((bad[0] | bad[1]) != 0, 0) ? mask : 0; m; m &= m - 1)
-        touch_read(w, c, first_lane(m), u32(at[first_lane(m)]), 16);
+        touch_read(w, c, first_lane(m), at[first_lane(m)], 16);
 }
 
 inline void touch_write(Warp& w, const Code* c, int lane, u32 at, u32 bytes, u8 set = kInit) {
@@ -191,9 +191,11 @@ void locate(Warp& w, const Code* c, u32 mask, u64* at, u32 bytes, Access access,
 // One access of a lane, for what is no plain load or store.
 u8* locate_global(Warp& w, const Code* c, int lane, u64 at, u64 bytes, u32 align, Access access);
 u8* locate_shared(Warp& w, const Code* c, int lane, u64 at, u32 bytes, u32 align, Access access);
-// Sixteen aligned bytes for each lane of `mask`.
-void locate_shared16(Warp& w, const Code* c, u32 mask, const u64* at, Access access, u8** to);
-void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u32 per_phase);
+// Sixteen aligned bytes of shared memory for each lane of `mask`, from its address (32 or 64 bits)
+// to its offset there; the two may be one array.
+template <class A>
+void locate_shared16(Warp& w, const Code* c, u32 mask, const A* at, Access access, u32* offset);
+void count_shared(Warp& w, const Code* c, u32 mask, const u32* offset, u32 bytes, u32 per_phase);
 void count_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes);
 
 }  // namespace ptx

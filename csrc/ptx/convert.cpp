@@ -326,6 +326,32 @@ const Code* floats(Warp& w, const Code* c, u32 mask) {
     return c + 1;
 }
 
+// Eight floats to float16, 32 bits each.
+typedef u32 U32x8 __attribute__((vector_size(32)));
+inline U32x8 eight_to_half(const float* x) {
+#if defined(__F16C__)
+    __m256 v = _mm256_load_ps(x);
+    __m256i half = _mm256_cvtepu16_epi32(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+    return (U32x8)_mm256_blendv_epi8(half, _mm256_set1_epi32(0x7FFF), _mm256_castps_si256(nan));
+#else
+    U32x8 out;
+    for (int i = 0; i < 8; ++i) out[i] = float_to_half(x[i]);
+    return out;
+#endif
+}
+
+const Code* pair_of_halves(Warp& w, const Code* c, u32 mask) {
+    const float* a = row<float>(w, c->s[0]);
+    const float* b = row<float>(w, c->s[1]);
+    U32x8 t[kLanes / 8];
+    for (int v = 0; v < kLanes / 8; ++v)
+        t[v] = eight_to_half(b + 8 * v) | eight_to_half(a + 8 * v) << 16;
+    const u32* pairs = reinterpret_cast<const u32*>(t);
+    fill<u32>(w, c->d[0], mask, [=](int l) { return pairs[l]; });
+    return c + 1;
+}
+
 template <class D>
 const Code* pair_of_floats(Warp& w, const Code* c, u32 mask) {
     const float* a = row<float>(w, c->s[0]);
@@ -357,7 +383,7 @@ Handler fast(const Code& c) {
     if (from == Type::F32) {
         if (to == Type::F16) return floats<LF32, LF16>;
         if (to == Type::BF16) return floats<LF32, LBF16>;
-        if (to == Type::F16X2) return pair_of_floats<LF16>;
+        if (to == Type::F16X2) return pair_of_halves;
         if (to == Type::BF16X2) return pair_of_floats<LBF16>;
     }
     return nullptr;

@@ -58,7 +58,7 @@ void count_global(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes) {
 
 // Lanes are served `per_phase` at a time; within a phase a bank gives one word (of 4 bytes, or of
 // the access where that is wider) a wavefront.
-void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u32 per_phase) {
+void count_shared(Warp& w, const Code* c, u32 mask, const u32* offset, u32 bytes, u32 per_phase) {
     MemoryCount& n = w.block->worker->memory[c->index];
     u32 unit_shift = bytes <= 4 ? 2 : bytes == 8 ? 3 : 4;
     u32 banks = 128u >> unit_shift;
@@ -66,7 +66,7 @@ void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u3
     u32 phase_mask = per_phase == 32 ? kFull : (1u << per_phase) - 1;
     alignas(64) u32 bank[kLanes];  // a bit each
     for (int l = 0; l < kLanes; ++l)
-        bank[l] = (mask >> l & 1) << (u32(at[l] >> unit_shift) & (banks - 1));
+        bank[l] = (mask >> l & 1) << (offset[l] >> unit_shift & (banks - 1));
     for (u32 start = 0; start < 32; start += per_phase) {
         u32 m = mask & (phase_mask << start);
         if (!m) continue;
@@ -78,13 +78,13 @@ void count_shared(Warp& w, const Code* c, u32 mask, const u64* at, u32 bytes, u3
             places += lanes;
             continue;
         }
-        u64 units[kLanes];
+        u32 units[kLanes];
         u8 next[kLanes], head[32], depth[32];
         std::memset(head, 0xFF, banks);
         std::memset(depth, 0, banks);
         u32 deepest = 1, k = 0;
         for (; m; m &= m - 1) {
-            u64 unit = at[first_lane(m)] >> unit_shift;
+            u32 unit = offset[first_lane(m)] >> unit_shift;
             u32 b = unit & (banks - 1);
             u8 i = head[b];
             while (i != 0xFF && units[i] != unit) i = next[i];

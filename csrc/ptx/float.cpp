@@ -115,6 +115,12 @@ struct Rsqrt {
 struct Ex2 {
     static PTX_INLINE float f(float a) { return exp2_approx(a); }
 };
+struct Ex2Flushed {  // .ftz: a denormal operand gives 1 in any case
+    static PTX_INLINE float f(float a) {
+        float y = exp2_approx(a);
+        return y < 0x1p-126f ? 0.0f : y;
+    }
+};
 struct Lg2 {
     static float f(float a) { return std::log2(a); }
 };
@@ -414,7 +420,7 @@ Form resolve_special(const Code& c) {
             f.run = single_or_double<Rsqrt>(c.type, z);
             break;
         case Op::EX2:
-            f.run = by_single<Ex2>(c.type, z);
+            f.run = c.type == Type::F32 && z ? unary<LF32, Ex2Flushed> : by_single<Ex2>(c.type, z);
             break;
         case Op::LG2:
             f.run = by_single<Lg2>(c.type, z);

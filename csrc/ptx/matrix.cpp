@@ -24,8 +24,10 @@ void halves_to_rows(const u8* fragment, float* to, int stride, L8 load) {
     }
 }
 
-void keep(Warp& w, u32 mask, u32 offset, const float* x) {
-    fill<float>(w, offset, mask, [=](int l) { return x[l]; });
+// Of its own, so that what the mask needs is not prepared where all lanes are there.
+__attribute__((noinline)) void keep(Warp& w, u32 mask, u32 offset, const void* x) {
+    const u32* lanes = static_cast<const u32*>(x);
+    fill<u32>(w, offset, mask, [=](int l) { return lanes[l]; });
 }
 
 // m16n8k16 and m16n8k8 with 16-bit operands and float accumulators.
@@ -188,57 +190,68 @@ const Code* mma_double(Warp& w, const Code* c, u32 mask) {
 
 // ---- between shared memory and fragments ----
 
-void transpose_halves(u8* matrix) {
+// The eight rows of 16 bytes at these offsets, as columns.
+void transpose_halves(const u8* base, const u32* row, u8* to) {
 #if defined(__AVX2__)
     __m128i r[8], t[8];
-    for (int i = 0; i < 8; ++i) r[i] = _mm_load_si128(reinterpret_cast<__m128i*>(matrix) + i);
-    for (int i = 0; i < 4; ++i) {  // rows i and i + 4, interleaved; three times is a transpose
-        t[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
-        t[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
+    for (int i = 0; i < 8; ++i)
+        r[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(base + row[i]));
+    for (int pass = 0; pass < 3; ++pass) {  // rows i and i + 4, interleaved
+        for (int i = 0; i < 4; ++i) {
+            t[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
+            t[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
+        }
+        for (int i = 0; i < 8; ++i) r[i] = t[i];
     }
-    for (int i = 0; i < 4; ++i) {
-        r[2 * i] = _mm_unpacklo_epi16(t[i], t[i + 4]);
-        r[2 * i + 1] = _mm_unpackhi_epi16(t[i], t[i + 4]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[2 * i] = _mm_unpacklo_epi16(r[i], r[i + 4]);
-        t[2 * i + 1] = _mm_unpackhi_epi16(r[i], r[i + 4]);
-    }
-    for (int i = 0; i < 8; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(matrix) + i, t[i]);
+    for (int i = 0; i < 8; ++i) _mm_store_si128(reinterpret_cast<__m128i*>(to) + i, r[i]);
 #else
-    u16 x[64], y[64];
-    std::memcpy(x, matrix, 128);
+    u16 x[8][8], y[8][8];
+    for (int i = 0; i < 8; ++i) std::memcpy(x[i], base + row[i], 16);
     for (int i = 0; i < 8; ++i) {
-        for (int j = 0; j < 8; ++j) y[j * 8 + i] = x[i * 8 + j];
+        for (int j = 0; j < 8; ++j) y[j][i] = x[i][j];
     }
-    std::memcpy(matrix, y, 128);
+    std::memcpy(to, y, 128);
 #endif
 }
+// A fragment register, in place.
+void transpose_halves(u8* matrix) {
+    constexpr u32 row[8] = {0, 16, 32, 48, 64, 80, 96, 112};
+    transpose_halves(matrix, row, matrix);
+}
 
-void row_addresses(Warp& w, const Code* c, Access access, u8** to) {
-    alignas(64) u64 at[kLanes];
-    addresses(w, c, at);
+// Where the rows of the matrices lie in shared memory.
+void locate_rows(Warp& w, const Code* c, Access access, u32* offset) {
     u32 named = c->n == 4 ? kFull : (1u << 8 * c->n) - 1;
-    for (int l = 0; l < kLanes; ++l)
-        at[l] -= at[l] >> 32 << 32 == kSharedWindow ? kSharedWindow : 0;
-    locate_shared16(w, c, named, at, access, to);
-    if (w.block->worker->count_memory) count_shared(w, c, named, at, 16, 8);
+    if (c->has(flag::A64)) {
+        alignas(64) u64 at[kLanes];
+        addresses(w, c, at);
+        for (int l = 0; l < kLanes; ++l)
+            at[l] -= at[l] >> 32 << 32 == kSharedWindow ? kSharedWindow : 0;
+        locate_shared16(w, c, named, at, access, offset);
+    } else {
+        const u32* a = row<u32>(w, c->s[0]);
+        for (int l = 0; l < kLanes; ++l) offset[l] = a[l] + u32(c->imm);
+        locate_shared16(w, c, named, offset, access, offset);
+    }
+    if (w.block->worker->count_memory) count_shared(w, c, named, offset, 16, 8);
 }
 
 const Code* load_matrix(Warp& w, const Code* c, u32 mask) {
     const Code* next;
     if (!gather_lanes(w, c, mask, kFull, &next)) return next;
-    u8* from[kLanes];
-    row_addresses(w, c, Access::READ, from);
+    alignas(64) u32 from[kLanes];
+    locate_rows(w, c, Access::READ, from);
+    const u8* shared = w.block->shared.data();
     for (int r = 0; r < c->n; ++r) {
+        const u32* row = from + 8 * r;
         alignas(64) u8 kept[128];
         u8* matrix = mask == kFull ? w.regs + c->list[r] : kept;
-        for (int i = 0; i < 8; ++i) std::memcpy(matrix + 16 * i, from[8 * r + i], 16);
-        if (c->has(flag::TRANS)) transpose_halves(matrix);
-        if (mask != kFull) {
-            const u32* x = reinterpret_cast<const u32*>(kept);
-            fill<u32>(w, c->list[r], mask, [=](int l) { return x[l]; });
+        if (c->has(flag::TRANS)) {
+            transpose_halves(shared, row, matrix);
+        } else {
+            for (int i = 0; i < 8; ++i) std::memcpy(matrix + 16 * i, shared + row[i], 16);
         }
+        if (mask != kFull) keep(w, mask, c->list[r], kept);
     }
     return c + 1;
 }
@@ -246,8 +259,9 @@ const Code* load_matrix(Warp& w, const Code* c, u32 mask) {
 const Code* store_matrix(Warp& w, const Code* c, u32 mask) {
     const Code* next;
     if (!gather_lanes(w, c, mask, kFull, &next)) return next;
-    u8* to[kLanes];
-    row_addresses(w, c, Access::WRITE, to);
+    alignas(64) u32 to[kLanes];
+    locate_rows(w, c, Access::WRITE, to);
+    u8* shared = w.block->shared.data();
     Suspect suspect = w.suspect;
     w.suspect = Suspect{};
     for (int r = 0; r < c->n; ++r) {
@@ -255,15 +269,15 @@ const Code* store_matrix(Warp& w, const Code* c, u32 mask) {
         std::memcpy(matrix, w.regs + c->list[r], 128);
         if (c->has(flag::TRANS)) transpose_halves(matrix);
         for (int i = 0; i < 8; ++i) {
-            if (suspect.instruction != kNone &&
-                std::memcmp(to[8 * r + i], matrix + 16 * i, 16) != 0) {
+            u8* row = shared + to[8 * r + i];
+            if (suspect.instruction != kNone && std::memcmp(row, matrix + 16 * i, 16) != 0) {
                 throw Fault{Kind::RACE, suspect.lane, suspect.at,
                             "writes shared memory at " + std::to_string(suspect.at) +
                                 ", which warp " + std::to_string(suspect.warp) +
                                 " wrote with no barrier in between",
                             suspect.instruction};
             }
-            std::memcpy(to[8 * r + i], matrix + 16 * i, 16);
+            std::memcpy(row, matrix + 16 * i, 16);
         }
     }
     return c + 1;

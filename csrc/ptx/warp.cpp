@@ -28,8 +28,10 @@ template <Handler kRun, int kOperand>
 const Code* by_members(Warp& w, const Code* c, u32 mask) {
     if (c->s[kOperand] == kNone) return kRun(w, c, mask);
     const u32* members = row<u32>(w, c->s[kOperand]);
-    u32 first = members[first_lane(mask)], same = 0;
-    for (int l = 0; l < kLanes; ++l) same |= u32(members[l] == first) << l;
+    u32 first = members[first_lane(mask)];
+    alignas(64) i32 equal[kLanes];
+    for (int l = 0; l < kLanes; ++l) equal[l] = members[l] == first ? -1 : 0;
+    u32 same = mask_of(equal);
     if ((mask & ~same) == 0) return kRun(w, c, mask);
     bool complete = true;
     for (u32 m = mask; m; m &= m - 1)
@@ -49,6 +51,30 @@ const Code* by_members(Warp& w, const Code* c, u32 mask) {
     return c + 1;
 }
 
+// For each lane the value of another.
+void exchange(const u32* value, const u32* from, u32* to) {
+#if defined(__AVX2__)
+    // Each vector of eight lanes gives its candidate. Bits 3 and 4 of a lane's number, as signs,
+    // choose among them: a gather takes several times as long.
+    __m256i eight[4];
+    for (int v = 0; v < 4; ++v)
+        eight[v] = _mm256_load_si256(reinterpret_cast<const __m256i*>(value) + v);
+    for (int v = 0; v < 4; ++v) {
+        __m256i lane = _mm256_load_si256(reinterpret_cast<const __m256i*>(from) + v);
+        __m256 x[4];
+        for (int k = 0; k < 4; ++k)
+            x[k] = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(eight[k], lane));
+        __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(lane, 28));
+        __m256 bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(lane, 27));
+        __m256 low = _mm256_blendv_ps(x[0], x[1], bit3), high = _mm256_blendv_ps(x[2], x[3], bit3);
+        _mm256_store_ps(reinterpret_cast<float*>(to) + 8 * v, _mm256_blendv_ps(low, high, bit4));
+    }
+#else
+    for (int l = 0; l < kLanes; ++l) to[l] = value[from[l]];
+#endif
+}
+
+template <Shuffle kMode>
 const Code* shuffle(Warp& w, const Code* c, u32 mask) {
     u32 members;
     const Code* next;
@@ -56,24 +82,28 @@ const Code* shuffle(Warp& w, const Code* c, u32 mask) {
     const u32* a = row<u32>(w, c->s[0]);
     const u32* b = row<u32>(w, c->s[1]);
     const u32* e = row<u32>(w, c->s[2]);
-    alignas(64) u32 t[kLanes];
+    alignas(64) u32 t[kLanes], from[kLanes];
     alignas(64) i32 inside[kLanes];
-    Shuffle mode = static_cast<Shuffle>(c->sub);
     for (int l = 0; l < kLanes; ++l) {
         i32 lane = l, by = b[l] & 31, clamp = e[l] & 31, segment = e[l] >> 8 & 31;
         i32 top = (lane & segment) | (clamp & ~segment);
-        i32 j = mode == Shuffle::UP     ? lane - by
-                : mode == Shuffle::DOWN ? lane + by
-                : mode == Shuffle::BFLY ? lane ^ by
-                                        : (lane & segment) | (by & ~segment);
-        bool in = mode == Shuffle::UP ? j >= top : j <= top;
+        i32 j = kMode == Shuffle::UP     ? lane - by
+                : kMode == Shuffle::DOWN ? lane + by
+                : kMode == Shuffle::BFLY ? lane ^ by
+                                         : (lane & segment) | (by & ~segment);
+        bool in = kMode == Shuffle::UP ? j >= top : j <= top;
         inside[l] = in ? -1 : 0;
-        t[l] = a[(in ? j : lane) & 31];
+        from[l] = u32(in ? j : lane) & 31;
     }
+    exchange(a, from, t);
     fill<u32>(w, c->d[0], mask, [&](int l) { return t[l]; });
     set_predicate(w, c->d[1], mask, mask_of(inside));
     return c + 1;
 }
+
+constexpr Handler kShuffles[] = {
+    by_members<shuffle<Shuffle::UP>, 3>, by_members<shuffle<Shuffle::DOWN>, 3>,
+    by_members<shuffle<Shuffle::BFLY>, 3>, by_members<shuffle<Shuffle::IDX>, 3>};
 
 enum class Vote : u8 { ALL, ANY, UNI, BALLOT };
 
@@ -334,7 +364,7 @@ Form resolve_warp(const Code& c) {
     bool wide = bytes_of(c.type) == 8;
     switch (c.op) {
         case Op::SHFL:
-            return {c.sub < 4 ? by_members<shuffle, 3> : nullptr, "1P", "111A"};
+            return {c.sub < 4 ? kShuffles[c.sub] : nullptr, "1P", "111A"};
         case Op::VOTE:
             return {c.sub < 4 ? by_members<vote, 1> : nullptr, c.sub == 3 ? "1-" : "p-", "pA--"};
         case Op::MATCH:
