@@ -40,6 +40,15 @@ def test_numbers_are_the_executor_s() -> None:
         assert getattr(module, window) == getattr(isa, window), window
 
 
+def test_a_forced_level_of_tiles_runs_the_executor_of_avx512(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MINIGRAD_ISA", "amx")
+    monkeypatch.setattr(ptx.machine, "levels", lambda: ["avx2", "avx512"])
+    monkeypatch.setattr(ptx.machine.importlib, "import_module", lambda name: name)
+    assert ptx.machine._module.__wrapped__(None) == "minigrad._ptx_avx512"
+
+
 # ---- names ----
 
 

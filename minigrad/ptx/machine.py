@@ -69,6 +69,8 @@ def _module(level: str | None) -> ModuleType:
     available = levels()
     if level is None:
         level = os.environ.get("MINIGRAD_ISA") or (available[-1] if available else "generic")
+        if level == "amx":  # a level of the kernels only: beside tiles it is avx512
+            level = "avx512"
     if level not in available:
         raise RuntimeError(
             f"the PTX machine for {level} is not here; built and able to run: "
