@@ -147,7 +147,7 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                 tile_product<false>(StairsOfKeys{stairs}, wide, t.gradient, kQueries, 1, q.p, q.row,
                                     kNR, dk + j0 * wide, wide, true);
                 if ((added || !whole) && any_not_finite(kt, nj, dim)) {
-                    weighted_rows_skipping(ni, nj, dim, t.gradient, kt, dq, wide);
+                    weighted_rows_skipping(stairs, dim, t.gradient, kt, dq, wide);
                 } else {
                     tile_product<true>(StairsOfQueries{stairs}, wide, t.gradient, 1, kQueries, kt.p,
                                        kt.row, kNR, dq, wide, true);

@@ -165,7 +165,7 @@ struct QueryGroup {
         if ((added || !whole || o.dropout > 0) &&
             any_not_finite({values, kNR}, nj * (panelled / kNR), kNR)) {
             for (int64_t d = 0; d < s.dim; d += kNR)
-                weighted_rows_skipping(x.n, nj, std::min<int64_t>(kNR, s.dim - d), t.scores,
+                weighted_rows_skipping(stairs, std::min<int64_t>(kNR, s.dim - d), t.scores,
                                        {values + d * nj, kNR}, x.acc + d, wide);
         } else {
             tile_product<true>(StairsOfQueries{stairs}, wide, t.scores, 1, kQueries, values, kNR,

@@ -126,11 +126,12 @@ inline bool any_not_finite(const Rows& x, int64_t n, int64_t dim) {
     return total != total;
 }
 
-// C (queries × D) [+]= W B for weights W[q][j] at w[j * kQueries + q], skipping weights of 0.
-inline void weighted_rows_skipping(int64_t n_queries, int64_t n_keys, int64_t dim, const float* w,
-                                   const Rows& b, float* c, int64_t c_row) {
-    for (int64_t j = 0; j < n_keys; j++)
-        for (int64_t i = 0; i < n_queries; i++)
+// C (queries × D) += W B for weights W[q][j] at w[j * kQueries + q], of the keys that are seen
+// and skipping weights of 0.
+inline void weighted_rows_skipping(const Stairs& seen, int64_t dim, const float* w, const Rows& b,
+                                   float* c, int64_t c_row) {
+    for (int64_t j = 0; j < seen.m; j++)
+        for (int64_t i = StairsOfKeys{seen}.first(j); i < seen.n; i++)
             if (float x = w[j * kQueries + i]; x != 0)
                 for (int64_t d = 0; d < dim; d++) c[i * c_row + d] += x * b.p[j * b.row + d];
 }

