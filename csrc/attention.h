@@ -181,7 +181,7 @@ inline double number_at(const Array& x, int64_t offset) {
     }
 }
 
-// Whether some query of the tile does not see all of its keys for another reason than causality.
+// Whether anything but causality changes or hides scores of the tile: that comes as an addend.
 inline bool needs_addend(const AttentionOptions& o, const AttentionMask& m, bool all_seen) {
     return m.mask || m.bias || (o.window >= 0 && !all_seen);
 }
