@@ -122,11 +122,11 @@ MG_INLINE void for_keys_seen(const Stairs& s, int64_t i, Body&& body) {
         body(j, [&](vf x) { return first_of(j + 1 - i - s.offset, broadcast(-kInfinity), x); });
 }
 
-// Weights of 0 for the keys behind those, as far as products of kMR rows reach beyond what their
-// queries see.
+// Weights of 0 for the keys behind those, as far as products of kMR rows, of pairs of keys, reach
+// beyond what their queries see.
 MG_INLINE void clear_behind(const Stairs& s, int64_t i, float* weights) {
     int64_t some = s.seen(i + VL - 1);
-    for (int64_t j = some, end = std::min(s.m, some + kMR - 1); j < end; j++)
+    for (int64_t j = some, end = std::min(s.m, some + kMR); j < end; j++)
         store(weights + j * kQueries + i, vf{});
 }
 

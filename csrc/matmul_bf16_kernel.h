@@ -13,6 +13,7 @@
 
 #include <atomic>
 
+#include "bf16_dot.h"
 #include "matmul_bf16.h"
 
 namespace mg {
@@ -106,16 +107,6 @@ struct Tiles {
 };
 
 #if defined(MG_AVX512)
-
-#if !defined(MG_TARGET)  // the models of instructions (tests/isa_model) need none
-#define MG_TARGET(features) __attribute__((target(features)))
-#endif
-
-// A feature beside the level, as it does not change the bits.
-inline bool has_dot() {
-    static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
-    return has;
-}
 
 // kRows rows × 32 columns of C; a row of A is kKC pairs long, of which the first are used.
 template <int kRows>
