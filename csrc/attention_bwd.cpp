@@ -16,20 +16,21 @@ struct BackwardScratch {
     alignas(64) float lse[kQueries], delta[kQueries];
 };
 
-// Pᵀ and dSᵀ in place of Sᵀ and dPᵀ. With dropout, weights become the dropped ones that dV needs.
+// Pᵀ and dSᵀ, not yet scaled, in place of Sᵀ and dPᵀ. With dropout, weights become the dropped ones
+// that dV needs.
 void gradient_tile(const Stairs& stairs, int64_t lanes, float scale, const float* addend,
                    const float* factor, BackwardScratch& t) {
-    vf k = broadcast(scale), lowest = broadcast(-kInfinity);
+    vf k = broadcast(scale);
+    if (addend) {
+        add_to_scores(lanes, stairs.m, k, addend, t.weights);
+        k = broadcast(1);
+    }
     for (int64_t i = 0; i < lanes; i += VL) {
         vf lse = load(t.lse + i), delta = load(t.delta + i);
-        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
+        for_keys_seen(stairs, i, [&](int64_t j, int, auto hide) {
             int64_t at = j * kQueries + i;
-            vf x = hide(load(t.weights + at) * k);
-            if (addend) {
-                vf a = load(addend + at);
-                x = select(a == lowest, lowest, x + a);
-            }
-            vf p = exp_nonpositive(x - lse), dp = load(t.gradient + at);
+            vf p = weight_of(hide(load(t.weights + at) * k - lse));
+            vf dp = load(t.gradient + at);
             if (factor) {
                 vf f = load(factor + at);
                 dp = select(f == vf{}, vf{}, dp * f);
@@ -38,14 +39,14 @@ void gradient_tile(const Stairs& stairs, int64_t lanes, float scale, const float
                 store(t.weights + at, p);
             }
             // A weight of 0 stops a NaN of its value.
-            store(t.gradient + at, select(p == vf{}, vf{}, p * (dp - delta) * k));
+            store(t.gradient + at, select(p == vf{}, vf{}, p * (dp - delta)));
         });
         clear_behind(stairs, i, t.weights);
         clear_behind(stairs, i, t.gradient);
     }
 }
 
-// Rows of the forward pass that are NaN have NaN gradients; exp_nonpositive does not keep them.
+// Rows of the forward pass that are NaN have NaN gradients, of keys they do not see, too.
 void keep_nan(int64_t ni, int64_t nj, BackwardScratch& t) {
     for (int64_t i = 0; i < ni; i++)
         if (t.lse[i] != t.lse[i])
@@ -113,6 +114,7 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
     float *q_packed = buffer.get(), *g_packed = q_packed + kQueries * words;
     float *q_copy = g_packed + kQueries * words, *g_copy = q_copy + kQueries * deep;
     float *dq = g_copy + kQueries * deep, *q_panels = dq + kQueries * wide;
+    auto scale = static_cast<float>(o.scale);
     BackwardScratch t;
     for (int64_t h = kv * s.group(); h < (kv + 1) * s.group(); h++) {
         for (int64_t i0 = 0; i0 < s.n_queries; i0 += kQueries) {
@@ -146,7 +148,7 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                 bool added = needs_addend(o, m, whole);
                 if (added) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
                 if (o.dropout > 0) fill_dropout(s, o, b, h, i0, ni, j0, nj, t.factor);
-                gradient_tile(stairs, lanes, static_cast<float>(o.scale), added ? t.extra : nullptr,
+                gradient_tile(stairs, lanes, scale, added ? t.extra : nullptr,
                               o.dropout > 0 ? t.factor : nullptr, t);
                 keep_nan(ni, nj, t);
                 tile_product<Kind, false>(StairsOfKeys{stairs}, wide,
@@ -164,11 +166,11 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                                              key_panels.from(Kind::words(j0)), dq, wide, true);
                 }
             }
-            store_rows(dq, wide, ni, dim, head_of<T>(x.dq, b, h, i0), x.dq.strides[2]);
+            store_rows(dq, wide, scale, ni, dim, head_of<T>(x.dq, b, h, i0), x.dq.strides[2]);
         }
     }
-    store_rows(dk, wide, s.n_keys, dim, head_of<T>(x.dk, b, kv, 0), x.dk.strides[2]);
-    store_rows(dv, wide, s.n_keys, dim, head_of<T>(x.dv, b, kv, 0), x.dv.strides[2]);
+    store_rows(dk, wide, scale, s.n_keys, dim, head_of<T>(x.dk, b, kv, 0), x.dk.strides[2]);
+    store_rows(dv, wide, 1, s.n_keys, dim, head_of<T>(x.dv, b, kv, 0), x.dv.strides[2]);
 }
 
 void backward(const std::vector<Part>& parts, const AttentionOptions& o, const AttentionMask& m,

@@ -57,48 +57,38 @@ std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const
 
 namespace {
 
-// The scaled scores of a tile in place, with what is added to them.
-void add_to_scores(int64_t lanes, int64_t nj, vf scale, const float* addend, float* scores) {
-    vf lowest = broadcast(-kInfinity);
-    for (int64_t j = 0; j < nj; j++)
-        for (int64_t i = 0; i < lanes; i += VL) {
-            float* at = scores + j * kQueries + i;
-            vf a = load(addend + j * kQueries + i);
-            // A masked score may be NaN.
-            store(at, select(a == lowest, lowest, load(at) * scale + a));
-        }
-}
-
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
-// output must be scaled by (alpha).
+// output must be scaled by (alpha). A score that is NaN or infinite makes the sum
+// NaN.
 void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float* addend,
                   float* scores, float* top, float* sum, float* alpha) {
-    vf k = broadcast(scale), lowest = broadcast(-kInfinity);
+    vf k = broadcast(scale);
     if (addend) {
         add_to_scores(lanes, stairs.m, k, addend, scores);
-        k = broadcast(1.0f);
+        k = broadcast(1);
     }
+    vi turned =
+        as_int(k) & INT32_MIN;  // where scale is negative, the smallest score is the maximum
     for (int64_t i = 0; i < lanes; i += VL) {
-        vf before = load(top + i), now = before;
-        vi nan = now != now;
-        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
-            vf x = hide(load(scores + j * kQueries + i) * k);
-            nan |= x != x;
-            now = larger(now, x);
+        vf lowest = broadcast(-kInfinity), largest[4] = {lowest, lowest, lowest, lowest};
+        for_keys_seen(stairs, i, [&](int64_t j, int slot, auto hide) {
+            vf x = as_float(as_int(load(scores + j * kQueries + i)) ^ turned);
+            largest[slot] = larger(largest[slot], hide(x));
         });
-        now = select(nan, broadcast(std::numeric_limits<float>::quiet_NaN()), now);
-        vf safe = select(now == lowest, vf{}, now), total{};
-        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
+        vf tile = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
+        vf before = load(top + i), now = larger(tile * abs(k), before);
+        vf safe = select(now == lowest, vf{}, now), total[4] = {};
+        for_keys_seen(stairs, i, [&](int64_t j, int slot, auto hide) {
             float* at = scores + j * kQueries + i;
-            vf e = exp_nonpositive(hide(load(at) * k) - safe);
-            total += e;
-            store(at, e);
+            vf weight = weight_of(hide(load(at) * k - safe));
+            total[slot] += weight;
+            store(at, weight);
         });
         clear_behind(stairs, i, scores);
-        vf factor = exp_nonpositive(before - safe);
+        vf factor = weight_of(before - safe);
         store(top + i, now);
         store(alpha + i, factor);
-        store(sum + i, fma(load(sum + i), factor, total));
+        store(sum + i, fma(load(sum + i), factor, (total[0] + total[1]) + (total[2] + total[3])));
     }
 }
 
@@ -175,16 +165,12 @@ struct QueryGroup {
 
     void finish(const QueryTile& x, const Array& out, const Array& lse) const {
         for (int64_t i = 0; i < x.n; i++) {
-            bool unseen = x.top[i] == -kInfinity;
-            float inverse = unseen ? 0.0f : 1.0f / x.sum[i], total = x.top[i] + std::log(x.sum[i]);
-            if (unseen) total = -kInfinity;
-            // A score that is infinite or NaN: the weights have no meaning.
-            if (!(x.top[i] < kInfinity)) inverse = total = std::numeric_limits<float>::quiet_NaN();
-            for (int64_t d = 0; d < wide; d += VL)
-                store(x.acc + i * wide + d, load(x.acc + i * wide + d) * broadcast(inverse));
-            *(head_of<float>(lse, b, h, x.i0) + i * lse.strides[2]) = total;
+            bool unseen = x.sum[i] == 0;
+            store_rows(x.acc + i * wide, wide, unseen ? 0.0f : 1.0f / x.sum[i], 1, s.dim,
+                       head_of<T>(out, b, h, x.i0 + i), 0);
+            *head_of<float>(lse, b, h, x.i0 + i) =
+                unseen ? -kInfinity : x.top[i] + std::log(x.sum[i]);
         }
-        store_rows(x.acc, wide, x.n, s.dim, head_of<T>(out, b, h, x.i0), out.strides[2]);
     }
 
     // The queries [i0, i1).

@@ -161,14 +161,28 @@ void tile_product(const Part& part, int64_t n, const TileOperand& a, Panels b, f
     if (j < n) tile_columns<Kind, kTurned, 1>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add);
 }
 
+// The scores of a tile in place, times k, with what is added to them.
+inline void add_to_scores(int64_t lanes, int64_t nj, vf k, const float* addend, float* scores) {
+    vf hidden = broadcast(-kInfinity);
+    for (int64_t j = 0; j < nj; j++)
+        for (int64_t i = 0; i < lanes; i += VL) {
+            float* at = scores + j * kQueries + i;
+            vf a = load(addend + j * kQueries + i);
+            // A masked score may be NaN.
+            store(at, select(a == hidden, hidden, load(at) * k + a));
+        }
+}
+
 // Whether some element of the rows is infinite or NaN: such a value must not meet a weight of 0.
 template <class T>
 bool any_not_finite(const T* x, int64_t row, int64_t n, int64_t dim) {
-    vf sum{};
+    vi found{};
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < dim; d += VL) sum += load_up_to(x + i * row + d, dim - d) * vf{};
-    float total = sum_lanes(sum);
-    return total != total;
+        for (int64_t d = 0; d < dim; d += VL) {
+            vf v = load_up_to(x + i * row + d, dim - d);
+            found |= as_int(v - v);  // zeros where v is finite
+        }
+    return max_lanes(abs(to_float(found))) != 0;
 }
 
 // C (queries × D) += W B for weights W[q][j] at w[j * kQueries + q], of the keys that are seen
@@ -183,11 +197,13 @@ void weighted_rows_skipping(const Stairs& seen, int64_t dim, const float* w, con
                     c[i * c_row + d] += x * element(b + j * b_row + d);
 }
 
+// Rows of whole vectors, times factor.
 template <class T>
-void store_rows(const float* x, int64_t x_row, int64_t n, int64_t dim, T* out, int64_t row) {
+void store_rows(const float* x, int64_t x_row, float factor, int64_t n, int64_t dim, T* out,
+                int64_t row) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < dim; d += VL)
-            store_up_to(out + i * row + d, load_up_to(x + i * x_row + d, dim - d), dim - d);
+            store_up_to(out + i * row + d, load(x + i * x_row + d) * broadcast(factor), dim - d);
 }
 
 }  // namespace mg
