@@ -58,8 +58,8 @@ std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const
 namespace {
 
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
-// output must be scaled by (alpha). A score that is NaN or infinite makes the sum
-// NaN.
+// output must be scaled by (alpha). A score that is NaN or +infinity makes the sum NaN, whatever
+// the maximum becomes.
 void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float* addend,
                   float* scores, float* top, float* sum, float* alpha) {
     vf k = broadcast(scale);
@@ -67,8 +67,7 @@ void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float*
         add_to_scores(lanes, stairs.m, k, addend, scores);
         k = broadcast(1);
     }
-    vi turned =
-        as_int(k) & INT32_MIN;  // where scale is negative, the smallest score is the maximum
+    vi turned = as_int(k) & INT32_MIN;  // where the scale is negative, the least is the largest
     for (int64_t i = 0; i < lanes; i += VL) {
         vf lowest = broadcast(-kInfinity), largest[4] = {lowest, lowest, lowest, lowest};
         for_keys_seen(stairs, i, [&](int64_t j, int slot, auto hide) {
@@ -163,13 +162,17 @@ struct QueryGroup {
         }
     }
 
-    void finish(const QueryTile& x, const Array& out, const Array& lse) const {
+    void finish(const QueryTile& x, const Array& out, const Array& lse, ForwardScratch& t) const {
+        for (int64_t i = 0; i < x.n; i += VL) {
+            vf sum = load(x.sum + i);
+            vi unseen = sum == vf{};
+            store(t.alpha + i, select(unseen, vf{}, broadcast(1) / sum));
+            store(x.top + i, select(unseen, broadcast(-kInfinity), load(x.top + i) + log(sum)));
+        }
         for (int64_t i = 0; i < x.n; i++) {
-            bool unseen = x.sum[i] == 0;
-            store_rows(x.acc + i * wide, wide, unseen ? 0.0f : 1.0f / x.sum[i], 1, s.dim,
+            store_rows(x.acc + i * wide, wide, t.alpha[i], 1, s.dim,
                        head_of<T>(out, b, h, x.i0 + i), 0);
-            *head_of<float>(lse, b, h, x.i0 + i) =
-                unseen ? -kInfinity : x.top[i] + std::log(x.sum[i]);
+            *head_of<float>(lse, b, h, x.i0 + i) = x.top[i];
         }
     }
 
@@ -207,7 +210,7 @@ struct QueryGroup {
                 if (tiles[at].range.first < j0 + nj && j0 < tiles[at].range.last)
                     meet(tiles[at], j0, nj, keys, values, v.strides[2], panels, t);
         }
-        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], out, lse);
+        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], out, lse, t);
     }
 };
 
