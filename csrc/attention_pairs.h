@@ -64,16 +64,11 @@ struct Pairs {
     static TileOperand over_queries(const Stairs& s, int64_t lanes, const float* tile,
                                     float* pairs) {
         constexpr int64_t kRow = kQueries / 2;
-        for (int64_t i = 0; i < lanes; i += VL)
-            for (int64_t j = 0, end = written(s, i); j < end; j += 2) {
-                const float* at = tile + j * kQueries + i;
-                vf x = load(at), y = j + 1 < end ? load(at + kQueries) : vf{};
-                if (s.n - i < VL) x = keep_first(x, s.n - i, 0), y = keep_first(y, s.n - i, 0);
-                vf both = rounded(x, y);
-                float* to = pairs + j * kRow + i / 2;
-                std::memcpy(to, &both, sizeof(vf) / 2);
-                std::memcpy(to + kRow, reinterpret_cast<char*>(&both) + sizeof(vf) / 2,
-                            sizeof(vf) / 2);
+        for (int64_t i = 0; i < lanes; i += 2 * VL)
+            for (int64_t j = 0, end = written(s, i + VL), left = s.n - i; j < end; j++) {
+                vf x = load(tile + j * kQueries + i), y = load(tile + j * kQueries + i + VL);
+                if (left < 2 * VL) x = keep_first(x, left, 0), y = keep_first(y, left - VL, 0);
+                store(pairs + j * kRow + i / 2, rounded(x, y));
             }
         return {pairs, kRow};
     }
