@@ -102,7 +102,7 @@ void eight_columns(const Product& p, int64_t j, int64_t k0, int64_t kc, Ahead& a
 
 inline bool fits_registers(const Product& p) {
     return p.m <= kGroup && p.n % kColumns == 0 && p.b.row == 1 && p.b.dtype == DType::f32 &&
-           p.direct_a();
+           p.has_float_rows();
 }
 
 inline void few_rows_in_registers(const Product& p) {
@@ -192,16 +192,17 @@ void panel_by_pieces(const Product& p, const float* a_packed, int64_t j) {
 
 inline void few_rows_by_pieces(const Product& p) {
     int64_t work = p.k * kNR * std::max<int64_t>(p.m, 16);
-    Scratch<float> a_packed(p.direct_a() ? 1 : p.k * kFewRows);
-    if (!p.direct_a()) pack_panel<kFewRows>(p.a, p.m, p.k, a_packed.get());
+    Scratch<float> a_packed(p.has_float_rows() ? 1 : p.k * kFewRows);
+    if (!p.has_float_rows()) pack_panel<kFewRows>(p.a, p.m, p.k, a_packed.get());
     for_float_dtype("matmul", p.b.dtype, [&](auto type) {
         using T = decltype(type);
         if constexpr (!std::is_same_v<T, double>)
-            parallel_chunks(
-                (p.n + kNR - 1) / kNR, kFewRowsTask / work, [&](int64_t j0, int64_t j1) {
-                    for (int64_t j = j0; j < j1; j++)
-                        panel_by_pieces<T>(p, p.direct_a() ? nullptr : a_packed.get(), j * kNR);
-                });
+            parallel_chunks((p.n + kNR - 1) / kNR, kFewRowsTask / work,
+                            [&](int64_t j0, int64_t j1) {
+                                for (int64_t j = j0; j < j1; j++)
+                                    panel_by_pieces<T>(
+                                        p, p.has_float_rows() ? nullptr : a_packed.get(), j * kNR);
+                            });
     });
 }
 
