@@ -132,6 +132,18 @@ MG_INLINE vf abs(vf x) { return as_float(as_int(x) & 0x7fffffff); }
 MG_INLINE double abs(double x) { return std::fabs(x); }
 MG_INLINE int64_t abs(int64_t x) { return x < 0 ? -x : x; }
 
+#if defined(MG_AVX512)
+#if !defined(MG_TARGET)  // the models of instructions (tests/isa_model) need none
+#define MG_TARGET(features) __attribute__((target(features)))
+#endif
+
+// Whether the processor has vdpbf16ps: beside the level, for what gives the same bits without it.
+inline bool has_dot() {
+    static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
+    return has;
+}
+#endif
+
 // ---- half types, one value ----
 
 MG_INLINE float to_float(bf16 x) {

@@ -118,6 +118,23 @@ inline __m512 dpbf16_ps(__m512 c, __m512bh a, __m512bh b) {
     return c;
 }
 
+// VCVTNE2PS2BF16: x in the upper half of the result, y in the lower. Rounds to nearest even, keeps
+// NaN quiet; denormals as above.
+inline __m512bh cvtne2ps_pbh(__m512 x, __m512 y) {
+    uint32_t bits[32];
+    uint16_t rounded[32];
+    std::memcpy(bits, &y, 64);
+    std::memcpy(bits + 16, &x, 64);
+    for (int i = 0; i < 32; i++) {
+        bool nan = (bits[i] & 0x7fffffff) > 0x7f800000;
+        uint32_t up = nan ? bits[i] | 0x400000 : bits[i] + 0x7fff + (bits[i] >> 16 & 1);
+        rounded[i] = static_cast<uint16_t>(up >> 16);
+    }
+    __m512bh out;
+    std::memcpy(&out, rounded, 64);
+    return out;
+}
+
 // ---- AMX: eight tiles of 16 rows of 64 bytes, by thread ----
 
 struct Tile {
@@ -186,6 +203,7 @@ inline void tile_dpbf16ps(int to, int a, int b) {
 #define _mm512_maskz_loadu_ps isa_model::maskz_loadu_ps
 #define _mm512_mask_storeu_ps isa_model::mask_storeu_ps
 #define _mm512_dpbf16_ps isa_model::dpbf16_ps
+#define _mm512_cvtne2ps_pbh isa_model::cvtne2ps_pbh
 #define _mm512_castps512_ps256(x) isa_model::half(x, 0)
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(x, which) isa_model::half(x, which)
