@@ -109,6 +109,10 @@ struct Matrix {
     const float* floats() const { return reinterpret_cast<const float*>(p); }
 };
 
+// Whether kMR rows of float32, this far apart, evict one another from the first cache: a multiple
+// of 4 KB apart they share one set, which has 8 ways or more.
+constexpr bool rows_collide(int64_t row) { return kMR > 8 && row % 1024 == 0; }
+
 // A product of matrices, C = [C +] A B [+ bias].
 struct Product {
     int64_t m, n, k;
