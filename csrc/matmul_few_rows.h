@@ -12,6 +12,10 @@ namespace mg {
 constexpr int64_t kFewRows = 4 * kMR;      // up to here B is not packed as a whole
 constexpr int64_t kFewRowsTask = 1 << 18;  // multiply-adds (some 5 us), of 16 rows where m is less
 
+// Blocks of columns in a task at least: what one asks for is the next one's, which should be of the
+// same thread.
+constexpr int64_t kFewRowsAhead = 8;
+
 // Memory to be asked for in order, a line at a time.
 class Ahead {
   public:
@@ -255,7 +259,8 @@ inline void few_rows_exchanged(const Product& p) {
     Scratch<float> a_packed(p.k * kNR);
     pack_panel<kNR>(p.a, p.m, p.k, a_packed.get());
     int64_t blocks = (p.n + kMR - 1) / kMR;
-    parallel_chunks(blocks, kFewRowsTask / (p.k * kMR * 16), [&](int64_t begin, int64_t end) {
+    int64_t per_task = std::max(kFewRowsAhead, kFewRowsTask / (p.k * kMR * 16));
+    parallel_chunks(blocks, per_task, [&](int64_t begin, int64_t end) {
         for (int64_t j = begin * kMR; j < std::min(p.n, end * kMR); j += kMR) {
             int64_t cols = std::min<int64_t>(kMR, p.n - j);
             p.m > VL ? exchanged_block<2>(p, a_packed.get(), j, cols)
