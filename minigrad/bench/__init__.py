@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -127,17 +128,29 @@ def _peer_jobs(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def _peers(
-    args: argparse.Namespace, jobs: dict[str, dict[str, Any]], threads: int
-) -> tuple[dict[str, Worker], dict[str, float]]:
-    """The peer's workers by the name of their form, warm, and the fastest run of each: of those
-    that take more than twice as long as another none is kept."""
+    peer: str, jobs: dict[str, dict[str, Any]], threads: int
+) -> tuple[dict[str, Worker], dict[str, float | None]]:
+    """The peer's workers by the name of their form, warm, and the fastest run of each form. Of
+    several, those are not kept that take more than twice as long as another, or that fail (None),
+    as the compiled step in bf16 does in PyTorch 2.13 where it is held to AVX2."""
     workers: dict[str, Worker] = {}
-    took: dict[str, float] = {}
+    took: dict[str, float | None] = {}
+    fastest = math.inf
     for form, job in jobs.items():
-        workers[form] = Worker(PEERS[args.peer][1], job, threads)
-        took[form] = min(workers[form].times_ms(3))
-        for slow in [f for f in workers if took[f] > 2 * min(took.values())]:
+        try:
+            worker = Worker(PEERS[peer][1], job, threads)
+            best = min(worker.times_ms(3))
+        except RuntimeError:
+            if len(jobs) == 1:
+                raise
+            took[form] = None
+            continue
+        workers[form], took[form] = worker, best
+        fastest = min(fastest, best)
+        for slow in [name for name in workers if (took[name] or 0) > 2 * fastest]:
             workers.pop(slow).close()
+    if jobs and not workers:
+        raise RuntimeError(f"--peer {peer}: none of its forms ran: {', '.join(jobs)}")
     return workers, took
 
 
@@ -149,7 +162,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     job = job_of(args, args.precision)
     peer_jobs = _peer_jobs(args) if args.peer else {}
     sides = {"ours": Worker("ours", job, threads)}
-    peers, forms_ms = _peers(args, peer_jobs, threads)
+    peers, forms_ms = _peers(args.peer, peer_jobs, threads)
     sides |= peers
     first = max(worker.times_ms(2)[1] for worker in sides.values())  # warm
     memory = {name: worker.memory for name, worker in sides.items()}
