@@ -1,8 +1,8 @@
 """`minigrad bench`: ours and a peer as two resident processes, timed in alternation.
 
 Two thread pools in one process spoil each other, so each side is a worker of its own that keeps its
-data and answers "run n times" with the n durations. Rounds alternate between the sides, and end
-with the machine's limits, which our worker measures.
+data and answers "run n times" with the n durations. Rounds alternate between the sides, and this
+process measures the machine's limits at their ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 from minigrad import dispatch
 from minigrad.bench.jobs import generation_job, kernel_job, parse_shape, step_job
-from minigrad.limits import Limits, best_of
-from minigrad.threads import num_threads
+from minigrad.limits import COPY_BYTES, best_of, measure_limits
+from minigrad.threads import num_threads, set_num_threads
 
 # What can be timed beside ours: the package it needs, its worker, and what the worker is told.
 PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -77,14 +77,14 @@ class Worker:
         )
         self.about = self._read()
 
-    def _read(self) -> Any:
+    def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the worker ended early (exit {self.process.wait()})")
         return json.loads(line)
 
-    def ask(self, line: str) -> Any:
+    def ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
@@ -162,6 +162,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     job = job_of(args, args.precision)
     peer_jobs = _peer_jobs(args) if args.peer else {}
     sides = {"ours": Worker("ours", job, threads)}
+    ours = sides["ours"].about
+    moved = ours["bytes"] if args.subject == "kernel" else COPY_BYTES
+    set_num_threads(threads)
     peers, forms_ms = _peers(args.peer, peer_jobs, threads)
     sides |= peers
     first = max(worker.times_ms(2)[1] for worker in sides.values())  # warm
@@ -175,20 +178,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for name, worker in sides.items():
             time.sleep(_REST_S)
             times[name] += worker.times_ms(repeats)
-        limits.append(Limits(**sides["ours"].ask("limits")))
+        time.sleep(_REST_S)
+        limits.append(measure_limits(moved, repeats=3))
     peer = min(peers, key=lambda form: min(times[form])) if peers else ""
     forms_ms |= {form: min(times[form]) for form in peers}
-    about = {name: worker.about for name, worker in sides.items()}
     errors = {}
     if job["kind"] == "linear_cross_entropy" and job["what"] == "fwd+bwd":
-        errors = {name: worker.ask("error") for name, worker in sides.items()}
+        errors = {name: worker.ask("error")["error"] for name, worker in sides.items()}
     for worker in sides.values():
         worker.close()
 
     def median(values: list[float]) -> float:
         return sorted(values)[len(values) // 2]
 
-    ours, limit = about["ours"], best_of(limits)
+    limit = best_of(limits)
     best = min(times["ours"])
     least = limit.least_ms(ours["bytes"], ours["operations"], ours["bf16_operations"])
     figures: dict[str, Any] = {
@@ -209,7 +212,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     if peer:
         figures |= {
-            "peer": about[peer]["what"],
+            "peer": sides[peer].about["what"],
             "peer_min_ms": min(times[peer]),
             "peer_median_ms": median(times[peer]),
             "ratio": min(times[peer]) / best,

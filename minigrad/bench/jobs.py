@@ -207,16 +207,15 @@ def serve(
     run: Callable[[], Any],
     start_mb: float = 0.0,
     cost: Mapping[str, float] | None = None,
-    answers: dict[str, Callable[[], Any]] | None = None,
+    error: Callable[[], float] | None = None,
 ) -> None:
-    """Introduces the worker (what it does and that `cost`), then answers each line on stdin until
-    it closes: "n" with n durations and the peak of memory, in all and above `start_mb`; the name of
-    one of the `answers` with what that returns."""
+    """Introduces the worker (what it does and its cost), then answers each line "n" on stdin with n
+    durations and the peak of memory, in all and above `start_mb`, and "error" with the error of the
+    gradients, until it closes."""
     print(json.dumps({"what": what, **(cost or {})}), flush=True)
     for line in sys.stdin:
-        answer = (answers or {}).get(line.strip())
-        if answer:
-            print(json.dumps(answer()), flush=True)
+        if line.strip() == "error":
+            print(json.dumps({"error": error() if error else None}), flush=True)
             continue
         times = []
         for _ in range(int(line)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from minigrad.bench.jobs import (
     MLP_RATE,
     MLP_SIZES,
     MLP_STEPS,
-    SHAPES,
     gradient_error,
     linear_cross_entropy_inputs,
     mlp_data,
@@ -28,7 +26,6 @@ from minigrad.bench.jobs import (
     varlen_lengths,
 )
 from minigrad.capture import capture
-from minigrad.limits import COPY_BYTES, measure_limits
 from minigrad.models import GPT, GPTConfig
 from minigrad.precision import precision
 from minigrad.profile import profile
@@ -211,11 +208,7 @@ def main(job: dict[str, Any]) -> None:
         dx, dweight = (g.numpy().astype(np.float32) for g in run())
         return gradient_error(job["shape"], dx, dweight)
 
-    def limits() -> dict[str, float]:
-        of_kernel = job["kind"] in SHAPES
-        return asdict(measure_limits(cost["bytes"] if of_kernel else COPY_BYTES, repeats=3))
-
-    serve(f"{job['kind']} {what}", run, start_mb, cost, {"error": error, "limits": limits})
+    serve(f"{job['kind']} {what}", run, start_mb, cost, error)
 
 
 if __name__ == "__main__":

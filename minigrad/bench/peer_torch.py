@@ -253,7 +253,7 @@ def main(job: dict[str, Any]) -> None:
         return gradient_error(job["shape"], dx, dweight)
 
     what = f"torch {torch.__version__} {mode} {form}, {_instructions()}"
-    serve(what, run, start_mb, answers={"error": error})
+    serve(what, run, start_mb, error=error)
 
 
 if __name__ == "__main__":
