@@ -1,11 +1,12 @@
 """Every kernel, training step and generation against PyTorch: two processes timed in alternation.
 
-    python bench/compare.py [--seconds 10] [--only step] [--json FILE]
+    python bench/compare.py [--seconds 5] [--only step] [--json FILE]
 
-Prints a table of milliseconds, ratios (PyTorch's minimum over ours) and shares of this machine's
-limit, and for each part of it the geometric mean and the lowest of the ratios. Captured steps are
-beside the fastest of PyTorch's forms: eager or compiled, and for ours in bf16 also in either
-precision. bf16 is timed where the processor multiplies it. Says so where torch is not installed.
+About half an hour in all. Prints a table of milliseconds, ratios (PyTorch's minimum over ours) and
+shares of this machine's limit, and for each part of it the geometric mean and the lowest of the
+ratios. Captured steps are beside the fastest of PyTorch's forms: eager or compiled, and for ours in
+bf16 also in either precision. bf16 is timed where the processor multiplies it. Says so where torch
+is not installed.
 """
 
 from __future__ import annotations
