@@ -137,11 +137,9 @@ MG_INLINE int64_t abs(int64_t x) { return x < 0 ? -x : x; }
 #define MG_TARGET(features) __attribute__((target(features)))
 #endif
 
-// Whether the processor has vdpbf16ps: beside the level, for what gives the same bits without it.
-inline bool has_dot() {
-    static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
-    return has;
-}
+// Whether the processor has AVX512-BF16: beside the level, for what gives the same bits without it.
+inline const bool kHasDot = __builtin_cpu_supports("avx512bf16") != 0;
+MG_INLINE bool has_dot() { return kHasDot; }
 #endif
 
 // ---- half types, one value ----
@@ -237,6 +235,17 @@ MG_INLINE vu bf16_bits(vf v) {
 }
 
 MG_INLINE void store(bf16* p, vf v) {
+#if defined(MG_AVX512) && !defined(MG_ISA_MODEL)
+    // One instruction, which takes denormals for zero: those go the long way. In assembler, as the
+    // intrinsic would ask for the feature in every function that this is inlined into.
+    constexpr int kDenormal = 0x20;
+    if (has_dot() && !_mm512_fpclass_ps_mask((__m512)v, kDenormal)) {
+        __m256i rounded;
+        asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"((__m512)v));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+        return;
+    }
+#endif
 #if defined(MG_AVX512) || defined(MG_AVX2)
     vu out = bf16_bits(v);
 #if defined(MG_AVX512)

@@ -221,6 +221,7 @@ inline void tile_dpbf16ps(int to, int a, int b) {
 #define _tile_stored isa_model::tile_stored
 #define _tile_dpbf16ps isa_model::tile_dpbf16ps
 
-// The modelled processor has what its level may use beside it.
+// The modelled processor has what its level may use beside it, but for assembler.
+#define MG_ISA_MODEL
 #define MG_TARGET(features)
 #define __builtin_cpu_supports(feature) 1
