@@ -238,8 +238,10 @@ MG_INLINE void store(bf16* p, vf v) {
 #if defined(MG_AVX512) && !defined(MG_ISA_MODEL)
     // One instruction, which takes denormals for zero: those go the long way. In assembler, as the
     // intrinsic would ask for the feature in every function that this is inlined into.
-    constexpr int kDenormal = 0x20;
-    if (has_dot() && !_mm512_fpclass_ps_mask((__m512)v, kDenormal)) {
+    __mmask16 small = _mm512_testn_epi32_mask((__m512i)v, _mm512_set1_epi32(0x7f800000));
+    __mmask16 denormal =
+        _mm512_mask_test_epi32_mask(small, (__m512i)v, _mm512_set1_epi32(0x7fffff));
+    if (has_dot() && !denormal) {
         __m256i rounded;
         asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"((__m512)v));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
