@@ -9,20 +9,20 @@ import pytest
 from cases import CASES, Case
 
 import minigrad as mg
-from minigrad.bench.jobs import SHAPES
+from minigrad.bench.jobs import SHAPES, kernel_job, timed
 from minigrad.bench.ours import kernel
 
 JOBS = [
-    {"kind": kind, "shape": list(shape), "backward": backward}
+    kernel_job(kind, shape, what)
     for kind, shapes in SHAPES.items()
     for shape in shapes
-    for backward in ((False,) if kind == "adamw" else (False, True))
+    for what in timed(kind, shape)
 ]
 
 
 def name_of(job: dict[str, Any]) -> str:
     shape = "x".join(str(n) for n in job["shape"])
-    return f"{job['kind']}-{shape}-{'fwd+bwd' if job['backward'] else 'fwd'}"
+    return f"{job['kind']}-{shape}-{job['what']}"
 
 
 @pytest.mark.parametrize("job", JOBS, ids=name_of)

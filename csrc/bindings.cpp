@@ -102,6 +102,7 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(random_normal, (A out, A rng));
 
     KERNEL(peak_fma, (A counted));
+    KERNEL(peak_bf16, (A counted));
     KERNEL(sum_squares, (List arrays, A out));
     KERNEL(clip_factor, (A squares, A out, double max_norm));
     KERNEL(scale, (List arrays, A factor));

@@ -15,7 +15,7 @@
 namespace mg {
 namespace {
 
-constexpr int64_t kMC = 4096 / kKC * kMR;    // AVX2: 48 × 512 float32 = 96 KB of A, in L2
+constexpr int64_t kMC = 4096 / kKC * kMR;    // 48 × 512 float32 = 96 KB of A on AVX2, in L2
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kSuperKPacked = 2 * kKC;   // where A is packed again for each chunk: 1024 columns

@@ -3,6 +3,7 @@
 // A task makes kBlockRows rows by kTaskColumns columns of C in a float32 buffer of its own, K block
 // by K block, and writes them once: with bias, rounded to out's dtype. An element's sum runs over k
 // in an order fixed by K alone, so a row has the same bits in any batch.
+#include "matmul_bf16_dot.h"
 #include "matmul_bf16_kernel.h"
 
 namespace mg {
@@ -12,35 +13,6 @@ namespace {
 constexpr int64_t kTaskColumns = 512;
 constexpr int64_t kFewTasks = 8;      // below that, tasks get fewer columns
 constexpr int64_t kPackedLines = 32;  // lines that are transposed together
-
-MG_INLINE uint32_t bits_of(float x) { return to_bf16(x).bits; }
-MG_INLINE uint32_t bits_of(bf16 x) { return x.bits; }
-MG_INLINE vu vector_bits(const float* x) { return bf16_bits(load(x)); }
-MG_INLINE vu vector_bits(const bf16* x) { return (vu)load(x) >> 16; }
-
-// n elements of x, `step` apart, as bfloat16.
-template <class T>
-void line(const T* x, int64_t step, int64_t n, bf16* out) {
-    int64_t i = 0;
-    if (step == 1)
-        for (; i + VL <= n; i += VL) store(out + i, load(x + i));
-    for (; i < n; i++) out[i].bits = static_cast<uint16_t>(bits_of(x[i * step]));
-}
-
-// Pairs (x0[i], x1[i]); x1 may be null, for zeros.
-template <class T>
-void interleave(const T* x0, const T* x1, int64_t n, bf16* out) {
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        vu pairs = vector_bits(x0 + i);
-        if (x1) pairs |= vector_bits(x1 + i) << 16;
-        std::memcpy(out + 2 * i, &pairs, sizeof(pairs));
-    }
-    for (; i < n; i++) {
-        uint32_t pair = bits_of(x0[i]) | (x1 ? bits_of(x1[i]) << 16 : 0);
-        std::memcpy(out + 2 * i, &pair, 4);
-    }
-}
 
 // Pair (j, i) of out = pair (i, j) of x, for i < rows, j < columns, both multiples of 8. Distances
 // between rows count pairs.
@@ -76,13 +48,6 @@ void gather_lines(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, L
         return;
     }
     for (int64_t i = 0; i < n; i++) line(x + i * row, col, kc, lines + i * kKC);
-}
-
-template <class Body>
-void for_operand(DType dtype, Body&& body) {
-    if (dtype == DType::f32) return body(float{});
-    if (dtype == DType::bf16) return body(bf16{});
-    unsupported("matmul", dtype, "float32 and bfloat16 where bfloat16 is multiplied");
 }
 
 // Columns [j, j + n) of B for one K block, at `out`.
@@ -169,6 +134,9 @@ void pack_panels_bf16(const Matrix& b, int64_t k, int64_t n, bf16* packed) {
 
 void product_bf16(const Bf16Product& p) {
     if (p.m == 0 || p.n == 0) return;
+#if defined(MG_AVX512) && !defined(MG_AMX)
+    if (has_dot() && p.k > 0) return product_by_dots(p);
+#endif
     int64_t panels = whole_panels(p.n), depth = whole_k(p.k);
     // Rows in an even number of blocks of about the same height, so that two threads end together.
     int64_t wanted = p.m <= kBlockRows ? 1 : (p.m + 2 * kBlockRows - 1) / (2 * kBlockRows) * 2;

@@ -3,17 +3,14 @@
 // AMX: 32 × 32 of C in four tiles, A's rows as bfloat16. A step of 32 k adds to an element the sum
 // of its even products plus the sum of its odd ones.
 //
-// AVX-512: vdpbf16ps where the processor has it, which adds the odd product of a pair to an
-// element, then the even one.
-//
-// Elsewhere: by conversion. A block of A and a panel of B become float32 (a product of two bfloat16
-// is exact there) and go through the float32 micro kernel, the odd k of a pair before the even one,
-// as vdpbf16ps has it. So all levels but AMX give the same bits.
+// Elsewhere, but where the processor has vdpbf16ps (matmul_bf16_dot.h): by conversion. A block of A
+// and a panel of B become float32 (a product of two bfloat16 is exact there) and go through the
+// float32 micro kernel, the odd k of a pair before the even one, as vdpbf16ps has it. So all levels
+// but AMX give the same bits.
 #pragma once
 
 #include <atomic>
 
-#include "bf16_dot.h"
 #include "matmul_bf16.h"
 
 namespace mg {
@@ -100,52 +97,14 @@ inline void lay_row(const bf16* row, int64_t n, bf16* out) { std::copy_n(row, n,
 
 using RowElement = float;
 constexpr int64_t kRowStep = kMR;
-constexpr int64_t kBlockRows = 16 * kMR;  // as in matmul.cpp: with float32, 96 KB of A on AVX2
+constexpr int64_t kBlockRows = (kMR > 6 ? 8 : 16) * kMR;  // with float32, 96 KB of A on AVX2
 
 struct Tiles {
     Tiles() {}  // nothing to configure
 };
 
-#if defined(MG_AVX512)
-
-// kRows rows × 32 columns of C; a row of A is kKC pairs long, of which the first are used.
-template <int kRows>
-MG_TARGET("avx512bf16")
-void dot_block(int64_t pairs, const float* a, const bf16* panel, const Store& s) {
-    vf sum[kRows][2] = {};
-    for (int64_t p = 0; p < pairs; p++) {
-        const auto* b = reinterpret_cast<const float*>(panel + 2 * p * kPanelColumns);
-        auto first = (__m512bh)load(b), second = (__m512bh)load(b + VL);
-#pragma GCC unroll 16
-        for (int r = 0; r < kRows; r++) {
-            auto x = (__m512bh)broadcast(a[r * kKC + p]);
-            sum[r][0] = (vf)_mm512_dpbf16_ps((__m512)sum[r][0], x, first);
-            sum[r][1] = (vf)_mm512_dpbf16_ps((__m512)sum[r][1], x, second);
-        }
-    }
-    for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < 2; v++) store_block(s, r, v * VL, sum[r][v], VL);
-}
-
-inline void dot_panel(int64_t rows, int64_t kc, const float* a, const bf16* panel, float* c,
-                      int64_t c_row, bool add) {
-    int64_t pairs = (kc + 1) / 2, i = 0;
-    auto step = [&](auto kernel, int64_t n) {
-        for (; i + n <= rows; i += n)
-            kernel(pairs, a + i * kKC, panel, {c + i * c_row, c_row, add, nullptr});
-    };
-    step(dot_block<kMR>, kMR);
-    step(dot_block<4>, 4);
-    step(dot_block<1>, 1);
-}
-
-#endif
-
 inline void panel_block(int64_t rows, int64_t kc, const float* a, const bf16* panel, float* c,
                         int64_t c_row, bool add) {
-#if defined(MG_AVX512)
-    if (has_dot()) return dot_panel(rows, kc, a, panel, c, c_row, add);
-#endif
     alignas(64) float wide[kKC * kNR];
     int64_t pairs = (kc + 1) / 2;
     for (int64_t j = 0; j < kPanelColumns; j += kNR) {
@@ -164,12 +123,6 @@ inline void panel_block(int64_t rows, int64_t kc, const float* a, const bf16* pa
 }
 
 inline void lay_row(const bf16* row, int64_t n, float* out) {
-#if defined(MG_AVX512)
-    if (has_dot()) {
-        std::memcpy(out, row, static_cast<size_t>(n) * sizeof(bf16));
-        return;
-    }
-#endif
     for (int64_t k = 0; k < n; k += 2) {
         out[k] = to_float(row[k + 1]);
         out[k + 1] = to_float(row[k]);

@@ -12,6 +12,10 @@ namespace mg {
 constexpr int64_t kFewRows = 4 * kMR;      // up to here B is not packed as a whole
 constexpr int64_t kFewRowsTask = 1 << 18;  // multiply-adds (some 5 us), of 16 rows where m is less
 
+// Blocks of columns in a task at least: what one asks for is the next one's, which should be of the
+// same thread.
+constexpr int64_t kFewRowsAhead = 8;
+
 // Memory to be asked for in order, a line at a time.
 class Ahead {
   public:
@@ -102,7 +106,7 @@ void eight_columns(const Product& p, int64_t j, int64_t k0, int64_t kc, Ahead& a
 
 inline bool fits_registers(const Product& p) {
     return p.m <= kGroup && p.n % kColumns == 0 && p.b.row == 1 && p.b.dtype == DType::f32 &&
-           p.direct_a();
+           p.has_float_rows();
 }
 
 inline void few_rows_in_registers(const Product& p) {
@@ -129,29 +133,34 @@ inline void few_rows_in_registers(const Product&) {}
 
 constexpr int64_t kPiece = 64;  // k: 4 KB of a panel on AVX2
 
-// The sums of kRows rows by a panel, (kRows, kNR), go on over kc k; meanwhile n_lines are asked
-// for.
-template <int kRows, bool kPacked>
-void add_piece(int64_t kc, const float* a, int64_t a_row, const float* b, float* sums, Ahead& ahead,
-               int64_t n_lines) {
-    vf sum[kRows][2];
+// The sums of kRows rows by a panel, (kRows, kNR), or by its first kVectors vectors, go on over kc
+// k; meanwhile n_lines are asked for.
+template <int kRows, int kVectors, bool kPacked>
+__attribute__((noinline)) void add_piece(int64_t kc, const float* a, int64_t a_row, const float* b,
+                                         float* sums, Ahead& ahead, int64_t n_lines) {
+    vf sum[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < 2; v++) sum[r][v] = load(sums + r * kNR + v * VL);
-    int64_t every = n_lines ? (kPiece + n_lines - 1) / n_lines : kPiece;
-    for (int64_t k = 0; k < kc;) {
-        ahead.lines(1);
-        for (int64_t end = std::min(kc, k + every); k < end; k++) {
-            vf column[2];
-            for (int v = 0; v < 2; v++) column[v] = load(b + k * kNR + v * VL);
-#pragma GCC unroll 8
-            for (int r = 0; r < kRows; r++) {
-                vf x = broadcast(kPacked ? a[k * kFewRows + r] : a[r * a_row + k]);
-                for (int v = 0; v < 2; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
-            }
+        for (int v = 0; v < kVectors; v++) sum[r][v] = load(sums + r * kNR + v * VL);
+    auto add = [&](int64_t k) {
+        vf column[kVectors];
+        for (int v = 0; v < kVectors; v++) column[v] = load(b + k * kNR + v * VL);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; r++) {
+            vf x = broadcast(kPacked ? a[k * kFewRows + r] : a[r * a_row + k]);
+            for (int v = 0; v < kVectors; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
         }
+    };
+    // Steps as one, so that the addresses of many rows are made once for all of them.
+    constexpr int64_t kStep = 8;
+    int64_t lines = (n_lines * kStep + kc - 1) / kc, k = 0;
+    for (; k + kStep <= kc; k += kStep) {
+        ahead.lines(lines);
+#pragma GCC unroll 8
+        for (int64_t step = 0; step < kStep; step++) add(k + step);
     }
+    for (; k < kc; k++) add(k);
     for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < 2; v++) store(sums + r * kNR + v * VL, sum[r][v]);
+        for (int v = 0; v < kVectors; v++) store(sums + r * kNR + v * VL, sum[r][v]);
 }
 
 // The columns [j, j + kNR) of C; a_packed, A as (k, kFewRows), is null where A is read in place.
@@ -175,10 +184,10 @@ void panel_by_pieces(const Product& p, const float* a_packed, int64_t j) {
                     constexpr int n = rows.value;
                     if (a_packed) {
                         const float* a = a_packed + k * kFewRows + i;
-                        add_piece<n, true>(kc, a, 0, piece, to, ahead, lines);
+                        add_piece<n, 2, true>(kc, a, 0, piece, to, ahead, lines);
                     } else {
                         const float* a = p.a.at(i, k).floats();
-                        add_piece<n, false>(kc, a, p.a.row, piece, to, ahead, lines);
+                        add_piece<n, 2, false>(kc, a, p.a.row, piece, to, ahead, lines);
                     }
                 });
             });
@@ -192,21 +201,77 @@ void panel_by_pieces(const Product& p, const float* a_packed, int64_t j) {
 
 inline void few_rows_by_pieces(const Product& p) {
     int64_t work = p.k * kNR * std::max<int64_t>(p.m, 16);
-    Scratch<float> a_packed(p.direct_a() ? 1 : p.k * kFewRows);
-    if (!p.direct_a()) pack_panel<kFewRows>(p.a, p.m, p.k, a_packed.get());
+    Scratch<float> a_packed(p.has_float_rows() ? 1 : p.k * kFewRows);
+    if (!p.has_float_rows()) pack_panel<kFewRows>(p.a, p.m, p.k, a_packed.get());
     for_float_dtype("matmul", p.b.dtype, [&](auto type) {
         using T = decltype(type);
         if constexpr (!std::is_same_v<T, double>)
-            parallel_chunks(
-                (p.n + kNR - 1) / kNR, kFewRowsTask / work, [&](int64_t j0, int64_t j1) {
-                    for (int64_t j = j0; j < j1; j++)
-                        panel_by_pieces<T>(p, p.direct_a() ? nullptr : a_packed.get(), j * kNR);
-                });
+            parallel_chunks((p.n + kNR - 1) / kNR, kFewRowsTask / work,
+                            [&](int64_t j0, int64_t j1) {
+                                for (int64_t j = j0; j < j1; j++)
+                                    panel_by_pieces<T>(
+                                        p, p.has_float_rows() ? nullptr : a_packed.get(), j * kNR);
+                            });
+    });
+}
+
+// ---- up to kNR rows, contiguous columns of float32: Cᵀ = Bᵀ Aᵀ, so that B is not packed ----
+
+// The columns of B are rows of a block, read where they lie; the rows of A its vectors, which gains
+// where they fill them.
+inline bool fits_exchanged(const Product& p) {
+    int64_t lanes = (p.m + VL - 1) / VL * VL;
+    return p.m <= kNR && 5 * p.m >= 4 * lanes && p.b.row == 1 && p.b.dtype == DType::f32 &&
+           !rows_collide(p.b.col);
+}
+
+// The columns [j, j + cols) of C; a_packed is A as (k, kNR).
+template <int kVectors>
+void exchanged_block(const Product& p, const float* a_packed, int64_t j, int64_t cols) {
+    alignas(64) float block[kMR * kNR] = {};  // Cᵀ
+    alignas(64) float sums[kMR * kNR];
+    if (p.add)
+        for (int64_t i = 0; i < p.m; i++)
+            for (int64_t r = 0; r < cols; r++) block[r * kNR + i] = p.c[i * p.c_row + j + r];
+    Ahead ahead(p, j, kMR);
+    for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
+        const float *b = p.b.at(k0, j).floats(), *a = a_packed + k0 * kNR;
+        int64_t kc = std::min(kKC, p.k - k0);
+        if (cols < kMR) {
+            Store s{block, kNR, p.add || k0 > 0, nullptr};
+            micro_rows<kVectors, false>(kc, b, p.b.col, a, s, cols, kVectors * VL);
+            continue;
+        }
+        std::fill_n(sums, kMR * kNR, 0.0f);
+        int64_t n_lines = kMR * kc * 4 / Ahead::kLine;
+        add_piece<kMR, kVectors, false>(kc, b, p.b.col, a, sums, ahead, n_lines);
+        for (int64_t i = 0; i < kMR * kNR; i += VL)
+            store(block + i, p.add || k0 > 0 ? load(block + i) + load(sums + i) : load(sums + i));
+    }
+    for (int64_t i = 0; i < p.m; i++)
+        for (int64_t r = 0; r < cols; r++) {
+            float value = block[r * kNR + i];
+            p.c[i * p.c_row + j + r] = p.bias ? value + p.bias[j + r] : value;
+        }
+}
+
+inline void few_rows_exchanged(const Product& p) {
+    Scratch<float> a_packed(p.k * kNR);
+    pack_panel<kNR>(p.a, p.m, p.k, a_packed.get());
+    int64_t blocks = (p.n + kMR - 1) / kMR;
+    int64_t per_task = std::max(kFewRowsAhead, kFewRowsTask / (p.k * kMR * 16));
+    parallel_chunks(blocks, per_task, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin * kMR; j < std::min(p.n, end * kMR); j += kMR) {
+            int64_t cols = std::min<int64_t>(kMR, p.n - j);
+            p.m > VL ? exchanged_block<2>(p, a_packed.get(), j, cols)
+                     : exchanged_block<1>(p, a_packed.get(), j, cols);
+        }
     });
 }
 
 inline void few_rows(const Product& p) {
-    fits_registers(p) ? few_rows_in_registers(p) : few_rows_by_pieces(p);
+    if (fits_registers(p)) return few_rows_in_registers(p);
+    fits_exchanged(p) ? few_rows_exchanged(p) : few_rows_by_pieces(p);
 }
 
 }  // namespace mg

@@ -111,11 +111,16 @@ template <class T>
 MG_INLINE typename Lanes<T>::S max_row(const T* x, int64_t n) {
     using V = typename Lanes<T>::V;
     const double lowest = -std::numeric_limits<double>::infinity();
-    V top = splat<V>(lowest);
-    for_lanes<T>(n, [&](int64_t i, auto tail) {
-        top = maximum(top, keep_first(load(x + i, tail), tail, lowest));
+    constexpr int64_t N = Lanes<T>::N;
+    V top[kChains];
+    for (V& chain : top) chain = splat<V>(lowest);
+    int64_t i = 0;
+    for (; i + kChains * N <= n; i += kChains * N)
+        for (int64_t c = 0; c < kChains; c++) top[c] = maximum(top[c], V(load(x + i + c * N)));
+    for_lanes<T>(n - i, [&](int64_t j, auto tail) {
+        top[0] = maximum(top[0], keep_first(load(x + i + j, tail), tail, lowest));
     });
-    return max_lanes(top);
+    return max_lanes(maximum(maximum(top[0], top[1]), maximum(top[2], top[3])));
 }
 
 // ---- argument checks ----

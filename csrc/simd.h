@@ -132,6 +132,17 @@ MG_INLINE vf abs(vf x) { return as_float(as_int(x) & 0x7fffffff); }
 MG_INLINE double abs(double x) { return std::fabs(x); }
 MG_INLINE int64_t abs(int64_t x) { return x < 0 ? -x : x; }
 
+#if defined(MG_AVX512)
+#if !defined(MG_TARGET)  // the models of instructions (tests/isa_model) need none
+#define MG_TARGET(features) __attribute__((target(features)))
+#endif
+
+// Whether the processor has AVX512-BF16: beside the level, for what gives the same bits without it,
+// and attention of bfloat16 (attention_pairs.h).
+inline const bool kHasDot = __builtin_cpu_supports("avx512bf16") != 0;
+MG_INLINE bool has_dot() { return kHasDot; }
+#endif
+
 // ---- half types, one value ----
 
 MG_INLINE float to_float(bf16 x) {
@@ -225,6 +236,19 @@ MG_INLINE vu bf16_bits(vf v) {
 }
 
 MG_INLINE void store(bf16* p, vf v) {
+#if defined(MG_AVX512) && !defined(MG_ISA_MODEL)
+    // One instruction, which takes denormals for zero: those go the long way. In assembler, as the
+    // intrinsic would ask for the feature in every function that this is inlined into.
+    __mmask16 small = _mm512_testn_epi32_mask((__m512i)v, _mm512_set1_epi32(0x7f800000));
+    __mmask16 denormal =
+        _mm512_mask_test_epi32_mask(small, (__m512i)v, _mm512_set1_epi32(0x7fffff));
+    if (has_dot() && !denormal) {
+        __m256i rounded;
+        asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"((__m512)v));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
+        return;
+    }
+#endif
 #if defined(MG_AVX512) || defined(MG_AVX2)
     vu out = bf16_bits(v);
 #if defined(MG_AVX512)

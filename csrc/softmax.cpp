@@ -13,24 +13,21 @@ S or_nan(S value, S top) {
     return std::isfinite(top) ? value : std::numeric_limits<S>::quiet_NaN();
 }
 
+// The exponentials wait in `kept` (n,), which may be out itself.
 template <class T>
-void softmax_row(const T* x, T* out, int64_t n) {
+void softmax_row(const T* x, typename Lanes<T>::S* kept, T* out, int64_t n) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
-    constexpr bool keeps = std::is_same_v<T, float> || std::is_same_v<T, double>;
     S highest = max_row(x, n);
     V top = splat<V>(highest);
     auto sum = sum_row<T>(n, [&](int64_t i, auto tail) {
         V e = keep_first(exp_nonpositive(load(x + i, tail) - top), tail, 0.0);
-        if constexpr (keeps) store(out + i, e, tail);
+        store(kept + i, e, tail);
         return e;
     });
     V scale = splat<V>(or_nan(S(1) / sum, highest));
-    for_lanes<T>(n, [&](int64_t i, auto tail) {
-        // Half types would round twice through out: their exponentials are computed again.
-        V e = keeps ? V(load(out + i, tail)) : exp_nonpositive(load(x + i, tail) - top);
-        store(out + i, e * scale, tail);
-    });
+    for_lanes<T>(
+        n, [&](int64_t i, auto tail) { store(out + i, V(load(kept + i, tail)) * scale, tail); });
 }
 
 template <class T>
@@ -44,12 +41,18 @@ typename Lanes<T>::S log_sum(const T* x, int64_t n, typename Lanes<T>::S top) {
 }
 
 template <class Body>
-void for_rows(const char* kernel, const Array& x, Body&& body) {
+void for_row_blocks(const char* kernel, const Array& x, Body&& body) {
     for_float_dtype(kernel, x.dtype, [&](auto type) {
         if (x.shape[1] == 0) return;
-        parallel_chunks(x.shape[0], rows_per_task(x.shape[1]), [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; r++) body(type, r);
-        });
+        parallel_chunks(x.shape[0], rows_per_task(x.shape[1]),
+                        [&](int64_t begin, int64_t end) { body(type, begin, end); });
+    });
+}
+
+template <class Body>
+void for_rows(const char* kernel, const Array& x, Body&& body) {
+    for_row_blocks(kernel, x, [&](auto type, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; r++) body(type, r);
     });
 }
 
@@ -58,9 +61,20 @@ void for_rows(const char* kernel, const Array& x, Body&& body) {
 void softmax_fwd(const Array& x, const Array& out) {
     check_rows("softmax_fwd", x, x);
     check_rows("softmax_fwd", out, x);
-    for_rows("softmax_fwd", x, [&](auto type, int64_t r) {
+    for_row_blocks("softmax_fwd", x, [&](auto type, int64_t begin, int64_t end) {
         using T = decltype(type);
-        softmax_row(row<T>(x, r), row<T>(out, r), x.shape[1]);
+        using S = typename Lanes<T>::S;
+        int64_t n = x.shape[1];
+        constexpr bool in_place = std::is_same_v<T, S>;  // half types would be rounded twice
+        Scratch<S> wide(in_place ? 1 : n);
+        for (int64_t r = begin; r < end; r++) {
+            T* to = row<T>(out, r);
+            if constexpr (in_place) {
+                softmax_row(row<T>(x, r), to, to, n);
+            } else {
+                softmax_row(row<T>(x, r), wide.get(), to, n);
+            }
+        }
     });
 }
 

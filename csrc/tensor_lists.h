@@ -35,7 +35,9 @@ inline std::vector<Chunk> chunks_of(const char* kernel, List arrays) {
 }
 
 // The same for parameters, where those with packed copies come in blocks that panels are made of:
-// 32 rows (a panel's width, and whole pairs of k) by a K block.
+// 32 rows (a panel's width, and whole pairs of k), whole where they are short enough to be in cache
+// when they are packed, as memory gives what lies behind one another fastest.
+constexpr int64_t kLongestRun = 2048;
 inline std::vector<Chunk> chunks_of(const char* kernel, List params, List packed) {
     if (packed.empty()) return chunks_of(kernel, params);
     std::vector<Chunk> out;
@@ -46,8 +48,8 @@ inline std::vector<Chunk> chunks_of(const char* kernel, List params, List packed
         }
         int64_t rows = params[t].shape[0], columns = params[t].shape[1];
         for (int64_t i = 0; i < rows; i += kPanelColumns)
-            for (int64_t j = 0; j < columns; j += kKC)
-                out.push_back({t, i * columns + j, std::min(kKC, columns - j),
+            for (int64_t j = 0; j < columns; j += kLongestRun)
+                out.push_back({t, i * columns + j, std::min(kLongestRun, columns - j),
                                std::min(kPanelColumns, rows - i), columns});
     }
     return out;
@@ -59,8 +61,9 @@ inline void repack(const Chunk& c, const Array& param, const Array& transposed,
     int64_t rows = param.shape[0], columns = param.shape[1];
     int64_t i = c.begin / columns, j = c.begin % columns;
     if (transposed)
-        pack_block_bf16({param.data, param.dtype, 1, columns}, columns, rows, j, c.n, i,
-                        transposed.ptr<bf16>());
+        for (int64_t k0 = j; k0 < j + c.n; k0 += kKC)
+            pack_block_bf16({param.data, param.dtype, 1, columns}, columns, rows, k0,
+                            std::min(kKC, j + c.n - k0), i, transposed.ptr<bf16>());
     if (plain)
         for (int64_t panel = j; panel < j + c.n; panel += kPanelColumns)
             pack_block_bf16({param.data, param.dtype, columns, 1}, rows, columns, i, c.rows, panel,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.bench import PEERS
-from minigrad.bench.jobs import MLP_STEPS, SHAPES
+from minigrad.bench.jobs import MLP_STEPS, SHAPES, WHATS
 from minigrad.precision import PRECISIONS
 from minigrad.ptx import command as ptx_command
 from minigrad.train import config as configs
@@ -95,19 +95,25 @@ def _parser() -> argparse.ArgumentParser:
         choices=list(SHAPES),
     )
     kernel.add_argument("--shape", help="comma-separated; each kernel has a default")
-    kernel.add_argument("--what", choices=["fwd", "fwd+bwd"], default="fwd")
+    kernel.add_argument(
+        "--what", choices=WHATS, default="fwd", help="dx and dw: matmul's, each gradient alone"
+    )
+    kernel.add_argument("--dropout", type=float, default=0.0, help="of attention, on both sides")
     generate = bench.add_parser("generate", help="tokens a second of a GPT with its cache")
     generate.add_argument("--size", choices=list(configs.SIZES), default="small")
     generate.add_argument("--batch", type=int, default=1, help="prompts side by side")
     generate.add_argument("--prompt", type=int, default=32, help="tokens to begin with")
     generate.add_argument("--tokens", type=int, default=128, help="how many to add")
-    for one, choices, peers in (
-        (step, PRECISIONS, list(PEERS)),
-        (kernel, ("fp32",), list(PEERS)),
-        (generate, PRECISIONS, ["torch"]),
+    for one, peers in (
+        (step, list(PEERS)),
+        (kernel, [peer for peer in PEERS if peer != "torch-fastest"]),
+        (generate, ["torch"]),
     ):
         one.add_argument(
-            "--precision", "--dtype", dest="precision", choices=choices, default="fp32"
+            "--precision", "--dtype", dest="precision", choices=PRECISIONS, default="fp32"
+        )
+        one.add_argument(
+            "--peer-precision", choices=PRECISIONS, help="the peer's; ours unless given"
         )
         one.add_argument("--peer", choices=peers, help="time this, too, in alternation")
         one.add_argument("--threads", type=int, default=0, help="of both sides")

@@ -185,6 +185,14 @@ def device(name: str) -> Iterator[None]:
         yield
 
 
+def bf16_unit() -> str | None:
+    """What multiplies bfloat16 at the active level, "AMX" or "AVX512-BF16"; None where products
+    convert it to float32."""
+    if active() == ("native", "amx"):
+        return "AMX"
+    return "AVX512-BF16" if active() == ("native", "avx512") and _core.has_bf16_dot() else None
+
+
 def configuration() -> tuple[str, str | None, str]:
     """Set, level and device: launches of one name and configuration go to one kernel."""
     return _set, _level, _device

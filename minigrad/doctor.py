@@ -40,19 +40,15 @@ def _instructions() -> dict[str, str]:
 
 
 def _bfloat16() -> dict[str, str]:
-    active = dispatch.active()
-    if active == ("native", "amx"):
-        return {"value": "AMX", "why": "the tile unit multiplies it: --precision bf16 trains so"}
-    if active == ("native", "avx512") and dispatch._core.has_bf16_dot():
+    unit = dispatch.bf16_unit()
+    if unit is None:
         return {
-            "value": "AVX512-BF16",
-            "why": "vdpbf16ps multiplies it: --precision bf16 trains so",
+            "value": "by conversion",
+            "why": "products convert it to float32, so --precision bf16 is no faster here; it is "
+            "with AMX or AVX512-BF16",
         }
-    return {
-        "value": "by conversion",
-        "why": "products convert it to float32, so --precision bf16 is no faster here; it is with "
-        "AMX or AVX512-BF16",
-    }
+    multiplies = {"AMX": "the tile unit multiplies", "AVX512-BF16": "vdpbf16ps multiplies"}[unit]
+    return {"value": unit, "why": f"{multiplies} it: --precision bf16 trains so"}
 
 
 def _gpu() -> dict[str, str]:

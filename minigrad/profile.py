@@ -17,13 +17,14 @@ from minigrad.limits import Limits, measure_limits
 @dataclass
 class Row:
     """All launches of one kernel. `bytes` and `operations` are what it must move and do at
-    least."""
+    least; `bf16_operations` are those of the operations that multiply bfloat16."""
 
     name: str
     calls: int = 0
     ms: float = 0.0
     bytes: int = 0
     operations: int = 0
+    bf16_operations: int = 0
 
     @property
     def gb_per_s(self) -> float:
@@ -35,9 +36,7 @@ class Row:
 
     def share_of_limit(self, limits: Limits) -> float:
         """The least time that bandwidth and arithmetic allow, over the time taken."""
-        least_ms = max(
-            self.bytes / limits.copy_gb_per_s / 1e6, self.operations / limits.gflop_per_s / 1e6
-        )
+        least_ms = limits.least_ms(self.bytes, self.operations, self.bf16_operations)
         return least_ms / self.ms if self.ms else 0.0
 
 
@@ -51,7 +50,7 @@ class Profile:
 
     @property
     def limits(self) -> Limits:
-        """This machine's copy bandwidth and multiply-add rate, measured when first asked for."""
+        """This machine's copy bandwidth and multiply-add rates, measured when first asked for."""
         if self._limits is None:
             self._limits = measure_limits()
         return self._limits
@@ -66,6 +65,7 @@ class Profile:
         cost = self._cost(name, args)
         row.bytes += cost.bytes
         row.operations += cost.operations
+        row.bf16_operations += cost.bf16_operations
 
     @staticmethod
     def _cost(name: str, args: tuple[Any, ...]) -> Cost:

@@ -6,11 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import CASES, Case, softmax
 
 import minigrad as mg
+from minigrad.dispatch import empty, launch
 from minigrad.models import GPT
 from minigrad.models.gpt import GPTConfig
 from minigrad.random import philox_words
@@ -258,17 +260,51 @@ def test_row_does_not_depend_on_its_batch(name: str, dtype: str, level: str) -> 
     assert same_bits([last], [whole[-1:]])
 
 
-def test_row_of_a_product_does_not_depend_on_the_number_of_rows(level: str) -> None:
-    """Across the switches of the product: few rows, small work, blocks of rows."""
-    a, b = normal(300, 520), normal(520, 70, seed=1)
-    whole = (mg.tensor(a) @ mg.tensor(b)).numpy()
-    for rows in (1, 2, 3, 4, 5, 6, 7, 16, 17, 24, 25, 56, 57, 96, 97, 224, 225, 299):
-        part = (mg.tensor(a[:rows]) @ mg.tensor(b)).numpy()
-        assert same_bits([part], [whole[:rows]]), rows
-    columns = (mg.tensor(a) @ mg.tensor(b[:, :13])).numpy()
+@pytest.mark.parametrize("depth", [520, 1024])  # rows 4 KB apart are packed on AVX-512
+@pytest.mark.parametrize("weight", [False, True], ids=["rows", "columns"])
+def test_row_of_a_product_does_not_depend_on_the_number_of_rows(
+    depth: int, weight: bool, level: str
+) -> None:
+    """Across the switches of the product: few rows, small work, blocks of rows; with contiguous
+    rows of b, and with contiguous columns, as a weight has them."""
+    a, b = normal(300, depth), normal(depth, 70, seed=1)
+    if weight:
+        b = np.asfortranarray(b)
+    whole = product(a, b)
+    for rows in (*range(1, 34), 56, 57, 96, 97, 224, 225, 299):
+        assert same_bits([product(a[:rows], b)], [whole[:rows]]), rows
+    columns = product(a, b[:, :13])
     assert same_bits([columns], [np.ascontiguousarray(whole[:, :13])])
-    transposed = (mg.tensor(np.ascontiguousarray(a.T)).T @ mg.tensor(b)).numpy()
-    assert same_bits([transposed], [whole])
+    assert same_bits([product(np.asfortranarray(a), b)], [whole])
+    bias, before = normal(70, seed=2), normal(300, 70, seed=3)
+    added = product(a, b, bias, before)
+    for rows in (1, 6, 8, 14, 16, 30, 32):
+        part = product(a[:rows], b, bias, before[:rows])
+        assert same_bits([part], [added[:rows]]), f"{rows} rows with a bias, added"
+
+
+def product(a: Array, b: Array, bias: Array | None = None, before: Array | None = None) -> Array:
+    out = empty((a.shape[0], b.shape[1]), np.dtype(np.float32))
+    if before is not None:
+        out[...] = before
+    launch("matmul", a, b, bias, out, before is not None)
+    return out
+
+
+# Bit patterns of float32: every sign, exponent and rounding of the half that bfloat16 drops.
+HALVES = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even(level: str) -> None:
+    high = np.arange(1 << 16, dtype=np.uint32) << 16
+    bits = (high[:, None] | np.array(HALVES, np.uint32)).ravel()
+    x = bits.view(np.float32)
+    nan = np.isnan(x)
+    rounded = mg.tensor(x).to("bfloat16").numpy()
+    with np.errstate(invalid="ignore"):
+        expected = x.astype(ml_dtypes.bfloat16)
+    assert np.isnan(rounded[nan].astype(np.float32)).all()
+    assert same_bits([rounded[~nan]], [expected[~nan]])
 
 
 def test_gpt_gives_a_row_the_same_bits_in_a_batch_of_64_and_of_1(level: str) -> None:

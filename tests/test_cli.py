@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import tiny
 
-from minigrad import bench, checkpoint
-from minigrad.bench.jobs import SHAPES
+from minigrad import checkpoint
 from minigrad.cli import main
 
 SMALL = ("--seq-len", 16, "--n-layers", 1, "--n-heads", 2, "--dim", 16, "--batch-size", 4,
@@ -55,16 +54,6 @@ def newest(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return bits, state
 
 
-def json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """What was printed, which is one object, on one line, in strict JSON."""
-    assert done.stdout.count("\n") == 1
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(constant)
-
-    return json.loads(done.stdout, parse_constant=refuse)
-
-
 # ---- train ----
 
 
@@ -94,7 +83,7 @@ def test_json_is_one_object(text_file: Path, tmp_path: Path) -> None:
         *(*SMALL, "--json"),
     )
     assert done.returncode == 0, done.stderr
-    figures = json_of(done)
+    figures = tiny.json_of(done)
     assert {"steps", "seconds", "train_loss", "best_loss", "interrupted", "units_per_s", "out",
             "held_out_loss", "five_gram_loss", "sample"} == set(figures)  # fmt: skip
     assert (figures["steps"], figures["interrupted"]) == (5, False)
@@ -145,7 +134,7 @@ def test_a_signal_saves_and_resuming_has_the_bits_of_a_whole_run(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, err
-    figures = json_of(subprocess.CompletedProcess([], 0, out, err))
+    figures = tiny.json_of(subprocess.CompletedProcess([], 0, out, err))
     assert figures["interrupted"]
     assert 3 <= figures["steps"] < 450
     assert figures["best_loss"] is None  # none was judged yet
@@ -167,7 +156,7 @@ def test_resuming_a_finished_run_changes_nothing(trained: tuple[Path, Any]) -> N
     before = newest(run), rows(run)
     done = tiny.minigrad("train", "gpt", "--out", run, "--resume", "--json")
     assert done.returncode == 0, done.stderr
-    assert json_of(done)["train_loss"] == rows(run)[-1]["loss"]
+    assert tiny.json_of(done)["train_loss"] == rows(run)[-1]["loss"]
     assert (newest(run), rows(run)) == before
 
 
@@ -327,13 +316,13 @@ def test_what_cannot_be_sampled_is_told(
     assert message in err
 
 
-# ---- doctor and bench ----
+# ---- doctor ----
 
 
 def test_doctor_says_what_runs_and_why() -> None:
     done = tiny.minigrad("doctor", "--json", MINIGRAD_NUM_THREADS="1", MINIGRAD_ISA="generic")
     assert done.returncode == 0, done.stderr
-    findings = json_of(done)
+    findings = tiny.json_of(done)
     topics = {"minigrad", "machine", "kernels", "threads", "gpu", "triton", "matplotlib", "torch"}
     assert topics <= set(findings)
     for finding in findings.values():
@@ -352,133 +341,3 @@ def test_doctor_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = in_process(capsys, "doctor")
     assert code == 0
     assert out.splitlines()[0].startswith("minigrad  ")
-
-
-FIGURES = {"what", "min_ms", "median_ms", "gflop_per_s", "gb_per_s", "limit_gflop_per_s",
-           "limit_gb_per_s", "share_of_limit", "threads", "kernels", "runs", "peak_mb",
-           "peak_above_start_mb"}  # fmt: skip
-PEER_FIGURES = {"peer", "peer_min_ms", "peer_median_ms", "ratio", "peer_peak_mb",
-                "peer_peak_above_start_mb"}  # fmt: skip
-
-
-def test_bench_kernel_has_the_figures_it_promises() -> None:
-    shape = "2,2,64,16"
-    done = tiny.minigrad(
-        *("bench", "kernel", "attention", "--shape", shape, "--dtype", "fp32"),
-        *("--what", "fwd+bwd", "--seconds", 0.2, "--threads", 1, "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json_of(done)
-    assert set(figures) == FIGURES
-    assert figures["what"] == "attention [2, 2, 64, 16]"
-    assert 0 < figures["min_ms"] <= figures["median_ms"]
-    assert figures["threads"] == 1
-    for name in ("gflop_per_s", "gb_per_s", "limit_gflop_per_s", "limit_gb_per_s"):
-        assert figures[name] > 0
-    assert figures["runs"] >= 3
-
-
-def test_bench_of_the_fused_loss_tells_memory_and_gradient_error_too() -> None:
-    done = tiny.minigrad(
-        *("bench", "kernel", "linear_cross_entropy", "--shape", "300,16,500"),
-        *("--what", "fwd+bwd", "--seconds", 0.2, "--threads", 1, "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json_of(done)
-    assert set(figures) == FIGURES | {"gradient_error"}
-    assert 0 < figures["gradient_error"] < 1e-6
-    assert 0 < figures["peak_above_start_mb"] < figures["peak_mb"]
-
-
-def test_bench_step_in_bf16_says_so() -> None:
-    flags = ("--size", "tiny", "--precision", "bf16", "--seconds", 0.1, "--threads", 1, "--json")
-    done = tiny.minigrad("bench", "step", *flags)
-    assert done.returncode == 0, done.stderr
-    assert json_of(done)["what"] == "step tiny bf16"
-
-
-def test_bench_step_times_a_peer_too() -> None:
-    pytest.importorskip("torch", reason="PyTorch is not installed: no peer to time")
-    done = tiny.minigrad(
-        *("bench", "step", "--size", "tiny", "--precision", "fp32"),
-        *("--peer", "torch", "--seconds", 0.5, "--threads", 1, "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json_of(done)
-    assert set(figures) == FIGURES | PEER_FIGURES
-    assert figures["what"] == "step tiny fp32"
-    assert figures["ratio"] == pytest.approx(figures["peer_min_ms"] / figures["min_ms"])
-
-
-def test_bench_generate_times_tokens() -> None:
-    peer = importlib.util.find_spec("torch") is not None
-    done = tiny.minigrad(
-        *("bench", "generate", "--size", "tiny", "--batch", 2, "--prompt", 4, "--tokens", 6),
-        *(("--peer", "torch") if peer else ()),
-        *("--seconds", 0.1, "--threads", 1, "--json"),
-    )
-    assert done.returncode == 0, done.stderr
-    figures = json_of(done)
-    names = FIGURES | {"tokens_per_s"} | (PEER_FIGURES | {"peer_tokens_per_s"} if peer else set())
-    assert set(figures) == names
-    assert figures["what"] == "generate tiny fp32, batch 2, 6 tokens after 4"
-    assert figures["tokens_per_s"] == pytest.approx(12e3 / figures["min_ms"])
-
-
-@pytest.mark.parametrize(
-    "flags", [("--tokens", 33), ("--batch", 0), ("--prompt", 0), ("--tokens", -1)], ids=str
-)
-def test_bench_of_what_cannot_be_generated(
-    flags: tuple[Any, ...], capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "generate", "--size", "tiny", *map(str, flags)]) == 1
-    assert "expected numbers above 0, and a prompt that fits" in capfd.readouterr().err
-
-
-def test_bench_first_has_the_figures_it_promises() -> None:
-    done = tiny.minigrad("bench", "first", "--runs", 1, "--json")
-    assert done.returncode == 0, done.stderr
-    figures = json_of(done)
-    parts = [figures[name] for name in ("import_s", "build_s", "step_s")]
-    assert set(figures) == {"what", "threads", "runs", "import_s", "build_s", "step_s", "total_s"}
-    assert min(parts) > 0
-    assert figures["total_s"] == pytest.approx(sum(parts))
-
-
-@pytest.mark.parametrize("peer", ["torch", "jax", "tinygrad"])
-@pytest.mark.parametrize("job", [("step", "--size", "mlp-sgd"), ("kernel", "add")], ids=str)
-def test_bench_of_what_is_small(peer: str, job: tuple[str, ...]) -> None:
-    """The cost of launching, beside each peer that is installed; the others are named."""
-    done = tiny.minigrad("bench", *job, "--peer", peer, "--seconds", 0.1, "--threads", 1, "--json")
-    if importlib.util.find_spec(peer) is None:
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"minigrad: --peer {peer}: {peer} is not installed here")
-        return
-    assert done.returncode == 0, done.stderr
-    assert json_of(done)["peer"].startswith(peer)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        ("2,3,4", "--shape for softmax: expected 2 numbers above 0, got 2,3,4"),
-        ("2,x", "--shape for softmax: expected 2 numbers above 0, got 2,x"),
-        ("2,0", "--shape for softmax: expected 2 numbers above 0, got 2,0"),
-    ],
-)
-def test_bench_of_a_shape_that_does_not_fit(
-    shape: str, message: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "kernel", "softmax", "--shape", shape, "--json"]) == 1
-    assert capfd.readouterr().err == f"minigrad: {message}\n"
-
-
-def test_every_line_of_the_comparison_is_a_job() -> None:
-    path = Path(__file__).parents[1] / "bench" / "compare.py"
-    spec = importlib.util.spec_from_file_location("compare", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    kinds = {bench.job_of(job)["kind"] for job in module.jobs()}
-    assert kinds == {"step", "generate", *SHAPES}

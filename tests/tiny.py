@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
@@ -99,3 +100,13 @@ def minigrad(*args: Any, **environment: str) -> subprocess.CompletedProcess[str]
         env=os.environ | environment,
         check=False,
     )
+
+
+def json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """What was printed, which is one object, on one line, in strict JSON."""
+    assert done.stdout.count("\n") == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(done.stdout, parse_constant=refuse)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
 from itertools import pairwise
 from typing import Any
 
-from minigrad.bench import PEERS, check_peer
+from minigrad.bench import PEERS, check_peer, environment
 from minigrad.threads import num_threads
 
 PARTS = ("import_s", "build_s", "step_s")
@@ -35,16 +34,12 @@ print(json.dumps(marks))
 def _run_once(module: str, size: str, argument: bool, threads: int) -> list[float]:
     """Seconds of every part."""
     code = _CHILD.format(module=module, size=size, argument=argument)
-    environment = os.environ | {
-        "MINIGRAD_NUM_THREADS": str(threads),
-        "OMP_NUM_THREADS": str(threads),
-    }
     start = time.time()
     done = subprocess.run(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(threads),
         check=False,
     )
     if done.returncode:

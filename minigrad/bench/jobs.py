@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,13 +15,18 @@ import numpy as np
 
 from minigrad.train.config import SIZES
 
+# What is judged row by row: a vocabulary, and rows of the models; the norms and softmax also where
+# 256 MB are read and 256 MB written.
+ROWS: list[tuple[int, ...]] = [(2048, 384), (64, 50257), (8192, 768), (8192, 4096)]
+LARGE_ROWS = (16384, 4096)
+
 # the shapes a kernel is judged at; the first is the command line's default
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "attention": [(8, 6, 256, 64), (2, 8, 1024, 64), (1, 8, 4096, 64), (1, 8, 2048, 128)],
-    "layer_norm": [(2048, 384), (8192, 768), (8192, 4096)],
-    "softmax": [(2048, 384), (8192, 768), (8192, 4096)],
-    "cross_entropy": [(64, 50257), (2048, 384)],
-    "gelu": [(2048, 384), (8192, 768)],
+    "layer_norm": [*ROWS, LARGE_ROWS],
+    "softmax": [*ROWS, LARGE_ROWS],
+    "cross_entropy": [(64, 50257), (2048, 384), (8192, 768), (8192, 4096)],
+    "gelu": ROWS,
     "matmul": [(2048, 384, 1536), (1024, 512, 2048), (256, 768, 50257)],
     "adamw": [(10_000_000,)],
     # rows, width, classes; the whole logits are beside it as torch's and our unfused form
@@ -31,6 +36,28 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "add": [(10,)],
     "chain": [(10,)],
 }
+# What is timed of a kernel; of a linear layer (`matmul`) also the gradients of its input and of its
+# weight alone.
+WHATS = ("fwd", "fwd+bwd", "dx", "dw")
+FP32_ONLY = ("adamw", "add", "chain")  # of a step in bf16 too, or all launching
+
+
+def _linear_layers() -> dict[str, tuple[int, int, int]]:
+    layers: dict[str, tuple[int, int, int]] = {}
+    for size, preset in SIZES.items():
+        rows, dim = preset["batch_size"] * preset["seq_len"], preset["dim"]
+        widths = {
+            "qkv": (dim, 3 * dim),
+            "projection": (dim, dim),
+            "expand": (dim, 4 * dim),
+            "contract": (4 * dim, dim),
+            "head": (dim, preset["vocab_size"]),
+        }
+        layers |= {f"{size} {name}": (rows, *width) for name, width in widths.items()}
+    return layers
+
+
+LINEAR_LAYERS = _linear_layers()  # of the presets: rows (batch × context), inputs, outputs
 CHAIN = 10  # additions one after another
 
 # training steps of an MLP, where the cost of launching is what is measured: layers and batch
@@ -48,6 +75,52 @@ def parse_shape(kind: str, text: str | None) -> list[int]:
             f"--shape for {kind}: expected {len(standard)} numbers above 0, got {text}"
         )
     return [int(p) for p in parts]
+
+
+def kernel_job(
+    kind: str,
+    shape: Sequence[int],
+    what: str = "fwd",
+    precision: str = "fp32",
+    dropout: float = 0.0,
+) -> dict[str, Any]:
+    """What is timed of a kernel, with inputs in a precision. Raises ValueError on what does not go
+    together."""
+    if what in ("dx", "dw") and kind != "matmul":
+        raise ValueError(f"--what {what}: only of matmul, a linear layer; {kind} has fwd, fwd+bwd")
+    if precision != "fp32" and kind in FP32_ONLY:
+        raise ValueError(f"--precision {precision}: {kind} is timed in fp32 only")
+    if dropout and kind not in ("attention", "attention_varlen"):
+        raise ValueError(f"--dropout {dropout}: only of attention and attention_varlen, not {kind}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"--dropout: expected a number from 0 to below 1, got {dropout}")
+    return {
+        "kind": kind,
+        "shape": list(shape),
+        "what": what,
+        "precision": precision,
+        "dropout": dropout,
+    }
+
+
+def timed(kind: str, shape: tuple[int, ...]) -> tuple[str, ...]:
+    """What of a kernel at one of its `SHAPES` the tables have."""
+    return ("fwd",) if kind == "adamw" or shape == LARGE_ROWS else ("fwd", "fwd+bwd")
+
+
+def step_job(
+    size: str, precision: str, captured: bool = False, checkpoint_activations: bool = False
+) -> dict[str, Any]:
+    """A training step of a GPT's preset, or of an MLP."""
+    if precision != "fp32" and size in MLP_STEPS:
+        raise ValueError(f"--precision {precision}: {size} is timed in fp32 only")
+    return {
+        "kind": "step",
+        "size": size,
+        "precision": precision,
+        "captured": captured,
+        "checkpoint_activations": checkpoint_activations,
+    }
 
 
 def generation_job(
@@ -132,15 +205,14 @@ def mlp_data() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 def serve(
     what: str,
     run: Callable[[], Any],
-    operations: float,
-    n_bytes: float,
     start_mb: float = 0.0,
+    cost: Mapping[str, float] | None = None,
     error: Callable[[], float] | None = None,
 ) -> None:
-    """Introduces the worker, then answers each line "n" on stdin with n durations and the peak of
-    memory, in all and above `start_mb`, and "error" with the error of the gradients, until it
-    closes."""
-    print(json.dumps({"what": what, "operations": operations, "bytes": n_bytes}), flush=True)
+    """Introduces the worker (what it does and its cost), then answers each line "n" on stdin with n
+    durations and the peak of memory, in all and above `start_mb`, and "error" with the error of the
+    gradients, until it closes."""
+    print(json.dumps({"what": what, **(cost or {})}), flush=True)
     for line in sys.stdin:
         if line.strip() == "error":
             print(json.dumps({"error": error() if error else None}), flush=True)

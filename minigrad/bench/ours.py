@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minigrad import autograd, nn, ops, optim
+from minigrad import autograd, dtypes, nn, ops, optim
 from minigrad.bench.jobs import (
     CHAIN,
     MLP_RATE,
@@ -32,6 +33,7 @@ from minigrad.tensor import Tensor
 from minigrad.train.config import SIZES
 
 Run = Callable[[], Any]
+DTYPES = {"fp32": dtypes.float32, "bf16": dtypes.bfloat16}
 
 
 def step(
@@ -106,69 +108,75 @@ def _chain(x: Tensor) -> Tensor:
     return x
 
 
-def _with_backward(
-    forward: Callable[..., Tensor], *arrays: np.ndarray, backward: bool, one: bool = False
-) -> Run:
-    """The seed is random, or 1 (`one`), as a loss has it."""
-    tensors = [ops.tensor(a, requires_grad=backward) for a in arrays]
-    if not backward:
+def _operation(job: dict[str, Any]) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """What a job computes, and of what. In bf16 a linear layer's weight stays float32 with packed
+    copies, as in training; all else is bfloat16."""
+    kind, shape, form = job["kind"], job["shape"], job["precision"]
 
-        def run() -> Any:
-            with autograd.no_grad():
-                return forward(*tensors)
+    def given(seed: int, *shape: int) -> Tensor:
+        return ops.tensor(normal(seed, *shape), DTYPES[form])
 
-        return run
-    with autograd.no_grad():
-        shape = forward(*tensors).shape
-    seed = ops.ones(shape) if one else ops.tensor(normal(99, *shape))
-    return lambda: autograd.grad(forward(*tensors), tensors, seed)
+    def mixed(op: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        with precision(form):
+            return op(*inputs)
 
-
-def kernel(job: dict[str, Any]) -> Run:
-    kind, shape, backward = job["kind"], job["shape"], job["backward"]
     if kind == "attention":
-        qkv = [normal(i, *shape) for i in range(3)]
-        return _with_backward(
-            lambda q, k, v: ops.attention(q, k, v, causal=True), *qkv, backward=backward
-        )
-    if kind == "matmul":
-        m, k, n = shape
-        return _with_backward(ops.linear, normal(0, m, k), normal(1, n, k), backward=backward)
-    if kind == "layer_norm":
-        n = shape[-1]
-        return _with_backward(
-            ops.layer_norm, normal(0, *shape), normal(1, n), normal(2, n), backward=backward
-        )
-    if kind == "cross_entropy":
-        targets = ops.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
-        return _with_backward(
-            lambda x: ops.cross_entropy(x, targets), normal(0, *shape), backward=backward
-        )
-    if kind == "linear_cross_entropy":
-        x, w, target = linear_cross_entropy_inputs(shape)
-        targets = ops.tensor(target)
-        return _with_backward(
-            lambda x, w: ops.linear_cross_entropy(x, w, targets), x, w, backward=backward, one=True
-        )
+        options: dict[str, Any] = {"causal": True, "dropout": job["dropout"]}
+        return partial(ops.attention, **options), [given(i, *shape) for i in range(3)]
     if kind == "attention_varlen":
         n, heads, longest, dim = shape
         ends = ops.tensor(np.cumsum([0, *varlen_lengths(n, longest)]))
-        qkv = [normal(i, int(ends[-1].item()), heads, dim) for i in range(3)]
-        return _with_backward(
-            lambda q, k, v: ops.attention_varlen(q, k, v, ends, causal=True),
-            *qkv,
-            backward=backward,
-        )
+        options = {"cu_seqlens_q": ends, "causal": True, "dropout": job["dropout"]}
+        tokens = int(ends[-1].item())
+        return partial(ops.attention_varlen, **options), [
+            given(i, tokens, heads, dim) for i in range(3)
+        ]
+    if kind == "matmul":
+        m, k, n = shape
+        return partial(mixed, ops.linear), [given(0, m, k), ops.tensor(normal(1, n, k))]
+    if kind == "linear_cross_entropy":
+        x, w, target = linear_cross_entropy_inputs(shape)
+        targets = ops.tensor(target)
+        return lambda x, w: mixed(ops.linear_cross_entropy, x, w, targets), [
+            ops.tensor(x, DTYPES[form]),
+            ops.tensor(w),
+        ]
+    if kind == "layer_norm":
+        return ops.layer_norm, [given(0, *shape), given(1, shape[-1]), given(2, shape[-1])]
+    if kind == "cross_entropy":
+        classes = ops.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
+        return lambda x: ops.cross_entropy(x, classes), [given(0, *shape)]
     if kind == "add":
-        return _with_backward(ops.add, normal(0, *shape), normal(1, *shape), backward=backward)
-    if kind == "chain":
-        return _with_backward(_chain, normal(0, *shape), backward=backward)
-    if kind == "adamw":
+        return ops.add, [given(0, *shape), given(1, *shape)]
+    function: Any = {"chain": _chain, "softmax": ops.softmax, "gelu": ops.gelu}[kind]
+    return function, [given(0, *shape)]
+
+
+def kernel(job: dict[str, Any]) -> Run:
+    """A kernel forward, with all gradients, or (of a linear layer) with one gradient alone."""
+    shape, what = job["shape"], job["what"]
+    if job["kind"] == "adamw":
         parameter = ops.tensor(normal(0, *shape), requires_grad=True)
         parameter.grad = ops.tensor(normal(1, *shape))
         return optim.AdamW([parameter]).step
-    function: Any = ops.softmax if kind == "softmax" else ops.gelu
-    return _with_backward(function, normal(0, *shape), backward=backward)
+    forward, inputs = _operation(job)
+
+    def without_graph() -> Tensor:
+        with autograd.no_grad():
+            return forward(*inputs)
+
+    if what == "fwd":
+        return without_graph
+    out = without_graph()
+    # That of a loss is 1, as where training begins.
+    array = normal(99, *out.shape) if out.ndim else np.ones((), np.float32)
+    seed = ops.tensor(array, out.dtype)
+    for x in inputs:
+        x.requires_grad = True
+    if what == "fwd+bwd":
+        return lambda: autograd.grad(forward(*inputs), inputs, seed)
+    graph, wanted = forward(*inputs), inputs[("dx", "dw").index(what)]
+    return lambda: autograd.grad(graph, wanted, seed, retain_graph=True)
 
 
 def main(job: dict[str, Any]) -> None:
@@ -182,19 +190,25 @@ def main(job: dict[str, Any]) -> None:
         run = generation(job)
         what = "{size} {precision}, batch {batch}, {tokens} tokens after {prompt}".format(**job)
     else:
-        run, what = kernel(job), job["shape"]
+        run = kernel(job)
+        what = "{shape} {what} {precision}".format(**job)
+        what += f", dropout {job['dropout']}" if job["dropout"] else ""
     for _ in range(4):  # a captured step is recorded by then
         run()
     with profile() as p:
         run()
     rows = p.rows.values()
+    cost = {
+        "operations": sum(r.operations for r in rows),
+        "bf16_operations": sum(r.bf16_operations for r in rows),
+        "bytes": sum(r.bytes for r in rows),
+    }
 
     def error() -> float:
-        dx, dweight = run()
-        return gradient_error(job["shape"], dx.numpy(), dweight.numpy())
+        dx, dweight = (g.numpy().astype(np.float32) for g in run())
+        return gradient_error(job["shape"], dx, dweight)
 
-    operations, n_bytes = sum(r.operations for r in rows), sum(r.bytes for r in rows)
-    serve(f"{job['kind']} {what}", run, operations, n_bytes, start_mb, error)
+    serve(f"{job['kind']} {what}", run, start_mb, cost, error)
 
 
 if __name__ == "__main__":

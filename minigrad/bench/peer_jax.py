@@ -131,7 +131,7 @@ def _chain(x: Any) -> Any:
 def kernel(job: dict[str, Any]) -> Run:
     forward = jnp.add if job["kind"] == "add" else _chain
     arrays = [jnp.asarray(normal(i, *job["shape"])) for i in range(2 if forward is jnp.add else 1)]
-    if not job["backward"]:
+    if job["what"] == "fwd":
         jitted = jax.jit(forward)
         return lambda: jitted(*arrays).block_until_ready()
     seed = jnp.asarray(normal(99, *job["shape"]))
@@ -140,10 +140,10 @@ def kernel(job: dict[str, Any]) -> Run:
 
 
 def main(job: dict[str, Any]) -> None:
-    if job["kind"] not in ("add", "chain", "step") or job.get("precision", "fp32") != "fp32":
+    if job["kind"] not in ("add", "chain", "step") or job["precision"] != "fp32":
         sys.exit(f"peer_jax: only add, chain and steps, in float32; got {job}")
     run = step(job["size"]) if job["kind"] == "step" else kernel(job)
-    serve(f"jax {jax.__version__} jit", run, 0.0, 0.0)
+    serve(f"jax {jax.__version__} jit fp32", run)
 
 
 if __name__ == "__main__":

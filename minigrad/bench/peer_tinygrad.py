@@ -53,11 +53,11 @@ def kernel(job: dict[str, Any]) -> Run:
 
 
 def main(job: dict[str, Any]) -> None:
-    small = job["kind"] in ("add", "chain") and not job["backward"]
+    small = job["kind"] in ("add", "chain") and job["what"] == "fwd"
     if not small and job.get("size") not in MLP_STEPS:
         sys.exit(f"peer_tinygrad: only add and chain fwd, and {', '.join(MLP_STEPS)}; got {job}")
     run = step(job["size"]) if job["kind"] == "step" else kernel(job)
-    serve(f"tinygrad {version('tinygrad')} TinyJit", run, 0.0, 0.0)
+    serve(f"tinygrad {version('tinygrad')} TinyJit fp32", run)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ The only file that imports torch; nothing imports it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from minigrad.bench.jobs import (
 from minigrad.train.config import SIZES
 
 Run = Callable[[], Any]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Block(torch.nn.Module):
@@ -160,74 +163,77 @@ def _chain(x: Any) -> Any:
     return x
 
 
-def _with_backward(
-    forward: Callable[..., Any], *arrays: np.ndarray, backward: bool, one: bool = False
-) -> Run:
-    tensors = [torch.tensor(a, requires_grad=backward) for a in arrays]
-    if not backward:
+def _operation(job: dict[str, Any]) -> tuple[Callable[..., Any], list[Any]]:
+    """What a job computes, and of what: all of it bfloat16 in bf16, a weight as autocast has cast
+    it."""
+    kind, shape = job["kind"], job["shape"]
 
-        def run() -> Any:
-            with torch.no_grad():
-                return forward(*tensors)
+    def given(seed: int, *shape: int) -> Any:
+        return torch.tensor(normal(seed, *shape)).to(DTYPES[job["precision"]])
 
-        return run
-    with torch.no_grad():
-        shape = forward(*tensors).shape
-    seed = torch.ones(shape) if one else torch.tensor(normal(99, *shape))
-    return lambda: torch.autograd.grad(forward(*tensors), tensors, seed)
-
-
-def kernel(job: dict[str, Any]) -> Run:
-    kind, shape, backward = job["kind"], job["shape"], job["backward"]
-    if kind == "attention":
-        qkv = [normal(i, *shape) for i in range(3)]
-        return _with_backward(
-            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-            *qkv,
-            backward=backward,
-        )
+    if kind in ("attention", "attention_varlen"):
+        # of several lengths: padded, and causal, so that what stands behind a sequence's end is
+        # not seen by its tokens
+        options: dict[str, Any] = {"is_causal": True, "dropout_p": job["dropout"]}
+        return partial(F.scaled_dot_product_attention, **options), [
+            given(i, *shape) for i in range(3)
+        ]
     if kind == "matmul":
         m, k, n = shape
-        return _with_backward(F.linear, normal(0, m, k), normal(1, n, k), backward=backward)
-    if kind == "layer_norm":
-        n = shape[-1]
-        return _with_backward(
-            lambda x, w, b: F.layer_norm(x, (n,), w, b),
-            normal(0, *shape),
-            normal(1, n),
-            normal(2, n),
-            backward=backward,
-        )
-    if kind == "cross_entropy":
-        targets = torch.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
-        return _with_backward(
-            lambda x: F.cross_entropy(x, targets), normal(0, *shape), backward=backward
-        )
+        return F.linear, [given(0, m, k), given(1, n, k)]
     if kind == "linear_cross_entropy":
         x, w, target = linear_cross_entropy_inputs(shape)
         targets = torch.tensor(target)
-        return _with_backward(
-            lambda x, w: F.cross_entropy(F.linear(x, w), targets), x, w, backward=backward, one=True
-        )
-    if kind == "attention_varlen":
-        n, heads, longest, dim = shape
-        # padded: causal, so that what stands behind a sequence's end is not seen by its tokens
-        qkv = [normal(i, n, heads, longest, dim) for i in range(3)]
-        return _with_backward(
-            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-            *qkv,
-            backward=backward,
-        )
+        return lambda x, w: F.cross_entropy(F.linear(x, w), targets), [
+            torch.tensor(a).to(DTYPES[job["precision"]]) for a in (x, w)
+        ]
+    if kind == "layer_norm":
+        n = shape[-1]
+        return lambda x, w, b: F.layer_norm(x, (n,), w, b), [
+            given(0, *shape), given(1, n), given(2, n)
+        ]  # fmt: skip
+    if kind == "cross_entropy":
+        classes = torch.tensor(np.random.default_rng(0).integers(0, shape[1], shape[0]))
+        return lambda x: F.cross_entropy(x, classes), [given(0, *shape)]
     if kind == "add":
-        return _with_backward(torch.add, normal(0, *shape), normal(1, *shape), backward=backward)
-    if kind == "chain":
-        return _with_backward(_chain, normal(0, *shape), backward=backward)
-    if kind == "adamw":
+        return torch.add, [given(0, *shape), given(1, *shape)]
+    function: Any = {"chain": _chain, "softmax": partial(F.softmax, dim=-1), "gelu": F.gelu}[kind]
+    return function, [given(0, *shape)]
+
+
+def kernel(job: dict[str, Any], compiled: bool) -> Run:
+    """A kernel forward, with all gradients, or (of a linear layer) with one gradient alone."""
+    shape, what = job["shape"], job["what"]
+    if job["kind"] == "adamw":
         parameter = torch.tensor(normal(0, *shape), requires_grad=True)
         parameter.grad = torch.tensor(normal(1, *shape))
-        return torch.optim.AdamW([parameter], fused=True).step
-    function = {"softmax": lambda x: F.softmax(x, -1), "gelu": F.gelu}[kind]
-    return _with_backward(function, normal(0, *shape), backward=backward)
+        step = torch.optim.AdamW([parameter], fused=True).step
+        return torch.compile(step) if compiled else step
+    forward, inputs = _operation(job)
+    forward = torch.compile(forward) if compiled else forward
+
+    def without_graph() -> Any:
+        with torch.no_grad():
+            return forward(*inputs)
+
+    if what == "fwd":
+        return without_graph
+    out = without_graph()
+    array = normal(99, *out.shape) if out.ndim else np.ones((), np.float32)
+    seed = torch.tensor(array).to(out.dtype)
+    for x in inputs:
+        x.requires_grad_()
+    if what == "fwd+bwd":
+        return lambda: torch.autograd.grad(forward(*inputs), inputs, seed)
+    graph, wanted = forward(*inputs), inputs[("dx", "dw").index(what)]
+    return lambda: torch.autograd.grad(graph, wanted, seed, retain_graph=True)
+
+
+def _instructions() -> str:
+    """What torch's own kernels use, and what its libraries are held to where they are."""
+    libraries = {"oneDNN": "ONEDNN_MAX_CPU_ISA", "MKL": "MKL_ENABLE_INSTRUCTIONS"}
+    held = [f"{name} at most {os.environ[v]}" for name, v in libraries.items() if v in os.environ]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *held])
 
 
 def main(job: dict[str, Any]) -> None:
@@ -235,19 +241,19 @@ def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(job["threads"])
     torch.set_flush_denormal(True)  # ours runs so, too
     torch.manual_seed(0)
-    compiled = job["compile"]
+    compiled, form = job["compile"], job["precision"]
     if job["kind"] == "step":
-        run = step(job["size"], job["precision"], compiled)
+        run = step(job["size"], form, compiled)
     else:
-        run = generation(job) if job["kind"] == "generate" else kernel(job)
+        run = generation(job) if job["kind"] == "generate" else kernel(job, compiled)
     mode = "compiled" if compiled else "eager"
-    capability = torch.backends.cpu.get_cpu_capability()
 
     def error() -> float:
-        dx, dweight = run()
-        return gradient_error(job["shape"], dx.numpy(), dweight.numpy())
+        dx, dweight = (g.float().numpy() for g in run())
+        return gradient_error(job["shape"], dx, dweight)
 
-    serve(f"torch {torch.__version__} {mode}, {capability}", run, 0.0, 0.0, start_mb, error)
+    what = f"torch {torch.__version__} {mode} {form}, {_instructions()}"
+    serve(what, run, start_mb, error=error)
 
 
 if __name__ == "__main__":

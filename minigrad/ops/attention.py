@@ -21,7 +21,7 @@ import numpy as np
 
 from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
-from minigrad.cost import Cost, nbytes
+from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import (
     as_tensor,
@@ -195,19 +195,16 @@ def _fwd_cost(
     q: Any, k: Any, v: Any, mask: Any, bias: Any, out: Any, lse: Any, scale: float, causal: bool,
     window: int, dropout_p: float, rng: Any,
 ) -> Cost:  # fmt: skip
-    return Cost(
-        nbytes(q, k, v, mask, bias, out, lse), 4 * q.shape[3] * visible_pairs(q, k, causal, window)
-    )
+    operations = 4 * q.shape[3] * visible_pairs(q, k, causal, window)
+    return product_cost(nbytes(q, k, v, mask, bias, out, lse), operations, q.dtype)
 
 
 def _bwd_cost(
     g: Any, q: Any, k: Any, v: Any, mask: Any, bias: Any, out: Any, lse: Any, dq: Any, dk: Any,
     dv: Any, scale: float, causal: bool, window: int, dropout_p: float, rng: Any,
 ) -> Cost:  # fmt: skip
-    return Cost(
-        nbytes(g, q, k, v, mask, bias, out, lse, dq, dk, dv),
-        10 * q.shape[3] * visible_pairs(q, k, causal, window),
-    )
+    operations = 10 * q.shape[3] * visible_pairs(q, k, causal, window)
+    return product_cost(nbytes(g, q, k, v, mask, bias, out, lse, dq, dk, dv), operations, q.dtype)
 
 
 COST = {"attention_fwd": _fwd_cost, "attention_bwd": _bwd_cost}

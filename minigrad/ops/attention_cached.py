@@ -14,7 +14,7 @@ import numpy as np
 
 from minigrad import dtypes
 from minigrad.autograd import Function, Node
-from minigrad.cost import Cost, nbytes
+from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import launch
 from minigrad.ops.attention import attention_fwd_ref, checked_mask, heads_last
 from minigrad.ops.creation import contiguous, has_unit_columns
@@ -51,7 +51,8 @@ def _fwd_cost(
     cached = keys[:, :, : int(start[0])]
     hidden = n_queries * (n_queries - 1) // 2 if causal else 0  # later keys, from earlier queries
     pairs = q.shape[0] * q.shape[1] * (n_queries * n_keys - hidden)
-    return Cost(nbytes(q, k, v, k, v, cached, cached, mask, out), 4 * q.shape[3] * pairs)
+    moved = nbytes(q, k, v, k, v, cached, cached, mask, out)
+    return product_cost(moved, 4 * q.shape[3] * pairs, q.dtype)
 
 
 REFERENCE = {"attention_cached_fwd": _fwd_ref}

@@ -21,7 +21,7 @@ import numpy as np
 
 from minigrad import dtypes
 from minigrad.autograd import Function, Node
-from minigrad.cost import Cost, nbytes
+from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import empty, launch
 from minigrad.ops.attention import (
     attention_bwd_ref,
@@ -110,19 +110,16 @@ def _fwd_cost(
     q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, out: Any, lse: Any, scale: float, causal: bool,
     window: int, dropout_p: float, rng: Any,
 ) -> Cost:  # fmt: skip
-    return Cost(
-        nbytes(q, k, v, out, lse), 4 * q.shape[2] * _pairs(q, k, cu_q, cu_k, causal, window)
-    )
+    operations = 4 * q.shape[2] * _pairs(q, k, cu_q, cu_k, causal, window)
+    return product_cost(nbytes(q, k, v, out, lse), operations, q.dtype)
 
 
 def _bwd_cost(
     g: Any, q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, out: Any, lse: Any, dq: Any, dk: Any,
     dv: Any, scale: float, causal: bool, window: int, dropout_p: float, rng: Any,
 ) -> Cost:  # fmt: skip
-    return Cost(
-        nbytes(g, q, k, v, out, lse, dq, dk, dv),
-        10 * q.shape[2] * _pairs(q, k, cu_q, cu_k, causal, window),
-    )
+    operations = 10 * q.shape[2] * _pairs(q, k, cu_q, cu_k, causal, window)
+    return product_cost(nbytes(g, q, k, v, out, lse, dq, dk, dv), operations, q.dtype)
 
 
 COST = {"attention_varlen_fwd": _fwd_cost, "attention_varlen_bwd": _bwd_cost}

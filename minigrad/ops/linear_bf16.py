@@ -14,7 +14,7 @@ import numpy as np
 
 from minigrad import dtypes, recording
 from minigrad.autograd import Function, Node, Storage
-from minigrad.cost import Cost, nbytes
+from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import empty, launch
 from minigrad.ops.movement import swapaxes
 from minigrad.ops.reduce import Sum
@@ -57,8 +57,8 @@ def _matmul_packed_ref(
 REFERENCE = {"pack_bf16": pack_reference, "matmul_packed": _matmul_packed_ref}
 COST = {
     "pack_bf16": lambda b, packed: Cost(nbytes(b, packed), b.size),
-    "matmul_packed": lambda a, packed, bias, out, accumulate: Cost(
-        nbytes(a, packed, bias, out), 2 * out.size * a.shape[1]
+    "matmul_packed": lambda a, packed, bias, out, accumulate: product_cost(
+        nbytes(a, packed, bias, out), 2 * out.size * a.shape[1], packed.dtype
     ),
 }
 

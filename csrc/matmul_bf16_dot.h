@@ -1,0 +1,247 @@
+// The bfloat16 product by vdpbf16ps, which adds the odd product of a pair of k to an element, then
+// the even one: blocks of kMR × 32 in registers, as the float32 product has them, with a pair in
+// every lane.
+//
+// A is read in place where its rows are contiguous bfloat16. Results are rounded and written from
+// registers; sums wait in a float32 buffer only where K takes several blocks.
+#pragma once
+
+#include "matmul_bf16_pairs.h"
+
+#if defined(MG_AVX512) && !defined(MG_AMX)
+
+namespace mg {
+
+static_assert(kNR == kPanelColumns);
+
+// Where the sums of a block, kMR × 32 or what is left of it, go.
+struct DotStore {
+    float* sums;  // of the K blocks so far, whole blocks of them
+    int64_t sums_row;
+    bool first, last;
+    const Bf16Product& p;
+    int64_t i, j, rows, cols;
+
+    template <class T>
+    T* out(int64_t r) const {
+        return reinterpret_cast<T*>(p.out) + (i + r) * p.out_row + j;
+    }
+    void prefetch() const {
+        int64_t row = p.out_row * itemsize(p.out_dtype);
+        const char* at = p.out + (i * p.out_row + j) * itemsize(p.out_dtype);
+        for (int64_t r = 0; r < rows; r++) __builtin_prefetch(at + r * row, 1);
+    }
+};
+
+MG_TARGET("avx512bf16")
+inline void store_row(float* out, vf first, vf second) {
+    store(out, first);
+    store(out + VL, second);
+}
+MG_TARGET("avx512bf16")
+inline void store_row(bf16* out, vf first, vf second) {
+    auto both = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    std::memcpy(out, &both, sizeof(both));
+}
+
+template <class T>
+MG_INLINE void store_part(T* out, vf first, vf second, int64_t cols) {
+    store(out, first, std::min<int64_t>(cols, VL));
+    if (cols > VL) store(out + VL, second, cols - VL);
+}
+
+// [out +] total [+ bias], for the first n lanes.
+template <int kRows, class T>
+MG_TARGET("avx512bf16")
+inline void finish_block(vf (&total)[kRows][2], const DotStore& s) {
+    vf bias[2] = {};
+    int64_t second = std::clamp<int64_t>(s.cols - VL, 0, VL);
+    if (s.p.bias) {
+        bias[0] = load(s.p.bias + s.j, std::min<int64_t>(s.cols, VL));
+        bias[1] = load(s.p.bias + s.j + VL, second);
+    }
+    bool whole = s.rows == kRows && s.cols == kPanelColumns;
+    if (s.p.add)
+        for (int r = 0; r < kRows; r++) {
+            if (r >= s.rows) break;
+            total[r][0] = load(s.out<T>(r), std::min<int64_t>(s.cols, VL)) + total[r][0];
+            total[r][1] = load(s.out<T>(r) + VL, second) + total[r][1];
+        }
+    if (s.p.bias)
+        for (int r = 0; r < kRows; r++)
+            for (int v = 0; v < 2; v++) total[r][v] = total[r][v] + bias[v];
+    for (int r = 0; r < kRows; r++) {
+        if (whole) {
+            store_row(s.out<T>(r), total[r][0], total[r][1]);
+        } else if (r < s.rows) {
+            store_part(s.out<T>(r), total[r][0], total[r][1], s.cols);
+        }
+    }
+}
+
+// kPacked: pair q of row r is a[2 * (q * kMR + r)]; else it starts at a[r * a_row + 2 * q].
+template <int kRows, bool kPacked>
+MG_TARGET("avx512bf16")
+__attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a_row,
+                                         const bf16* panel, const DotStore& s) {
+    vf sum[kRows][2] = {};
+    if (s.last) s.prefetch();  // what comes from an outer cache is there when k has run through
+    const bf16* at[kRows];
+    // Rows beyond the last read it again; their sums are not stored.
+    if (!kPacked)
+        for (int r = 0; r < kRows; r++) at[r] = a + std::min<int64_t>(r, s.rows - 1) * a_row;
+#pragma GCC unroll 2
+    for (int64_t q = 0; q < pairs; q++) {
+        const auto* b = reinterpret_cast<const float*>(panel + 2 * q * kPanelColumns);
+        auto first = (__m512bh)load(b), second = (__m512bh)load(b + VL);
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; r++) {
+            float pair;
+            std::memcpy(&pair, kPacked ? a + 2 * (q * kMR + r) : at[r] + 2 * q, sizeof(pair));
+            auto x = (__m512bh)broadcast(pair);
+            sum[r][0] = (vf)_mm512_dpbf16_ps((__m512)sum[r][0], x, first);
+            sum[r][1] = (vf)_mm512_dpbf16_ps((__m512)sum[r][1], x, second);
+        }
+    }
+    auto before = [&](int r, int v) { return s.sums + r * s.sums_row + v * VL; };
+    if (!s.first)
+        for (int r = 0; r < kRows; r++)
+            for (int v = 0; v < 2; v++) sum[r][v] = load(before(r, v)) + sum[r][v];
+    if (!s.last) {
+        for (int r = 0; r < kRows; r++)
+            for (int v = 0; v < 2; v++) store(before(r, v), sum[r][v]);
+    } else if (s.p.out_dtype == DType::f32) {
+        finish_block<kRows, float>(sum, s);
+    } else {
+        finish_block<kRows, bf16>(sum, s);
+    }
+}
+
+template <bool kPacked>
+inline void dot_rows(int64_t pairs, const bf16* a, int64_t a_row, const bf16* panel,
+                     const DotStore& s) {
+    if (s.rows == 1) return dot_block<1, kPacked>(pairs, a, a_row, panel, s);
+    if (s.rows == 2) return dot_block<2, kPacked>(pairs, a, a_row, panel, s);
+    if (s.rows <= 4) return dot_block<4, kPacked>(pairs, a, a_row, panel, s);
+    if (s.rows <= 8) return dot_block<8, kPacked>(pairs, a, a_row, panel, s);
+    dot_block<kMR, kPacked>(pairs, a, a_row, panel, s);
+}
+
+// The rows of a block of A for one K block, as the kernel reads them.
+struct DotRows {
+    static constexpr int64_t kPanelSize = kKC * kMR + 2 * VL;  // with room for whole vectors
+    static constexpr int64_t kCopiedRow = kKC + 32;            // so that rows lie in many sets
+
+    const bf16* p;
+    int64_t row;
+    bool packed;
+
+    static int64_t scratch_size(int64_t rows) {
+        return std::max((rows + kMR - 1) / kMR * kPanelSize, rows * kCopiedRow);
+    }
+    const bf16* at(int64_t i) const { return p + (packed ? i / kMR * kPanelSize : i * row); }
+};
+
+// Whether the kernel can read A where it lies: kMR rows a multiple of 4 KB apart would evict one
+// another from the first cache.
+inline bool dots_in_place(const Bf16Product& p) {
+    return p.a.dtype == DType::bf16 && p.a.col == 1 && p.k % 2 == 0 && p.a.row % 2048 != 0;
+}
+
+// Columns of A are contiguous: pairs of two of them, kMR rows to a panel. Whole vectors are moved;
+// what that writes too much, the next pair overwrites, or lies between panels.
+template <class T>
+void pack_dot_panels(const T* a, int64_t col, int64_t rows, int64_t kc, bf16* out) {
+    constexpr int64_t kAhead = 8;
+    for (int64_t k = 0; k < kc; k += 2) {
+        const T *even = a + k * col, *odd = k + 1 < kc ? even + col : nullptr;
+        for (int64_t i = 0; i < rows; i += 64 / static_cast<int64_t>(sizeof(T))) {
+            __builtin_prefetch(even + kAhead * col + i);
+            __builtin_prefetch(even + (kAhead + 1) * col + i);
+        }
+        bf16* to = out + k * kMR;
+        int64_t i = 0;
+        for (; i + VL <= rows; i += kMR, to += DotRows::kPanelSize) {
+            vu pairs = vector_bits(even + i);
+            if (odd) pairs |= vector_bits(odd + i) << 16;
+            std::memcpy(to, &pairs, sizeof(pairs));
+        }
+        for (; i < rows; i += kMR, to += DotRows::kPanelSize) {
+            int64_t n = std::min<int64_t>(kMR, rows - i);
+            std::memset(to, 0, kMR * 4);
+            interleave(even + i, odd ? odd + i : nullptr, n, to);
+        }
+    }
+}
+
+inline DotRows dot_rows_of(const Bf16Product& p, int64_t i0, int64_t rows, int64_t k0, int64_t kc,
+                           bf16* scratch) {
+    Matrix a = p.a.at(i0, k0);
+    if (dots_in_place(p)) return {reinterpret_cast<const bf16*>(a.p), a.row, false};
+    bool packed = a.row == 1 && a.col != 1;
+    for_operand(a.dtype, [&](auto type) {
+        using T = decltype(type);
+        const T* from = reinterpret_cast<const T*>(a.p);
+        if (packed) return pack_dot_panels(from, a.col, rows, kc, scratch);
+        for (int64_t i = 0; i < rows; i++) {
+            bf16* to = scratch + i * DotRows::kCopiedRow;
+            line(from + i * a.row, a.col, kc, to);
+            if (kc % 2) to[kc] = bf16{0};
+        }
+    });
+    return {scratch, DotRows::kCopiedRow, packed};
+}
+
+constexpr int64_t kDotRows = 8 * kMR;       // of A, 512 deep: 112 KB
+constexpr int64_t kDotColumns = 512;        // of sums that wait: 224 KB
+constexpr int64_t kDotTasks = 8;            // to aim for when blocks of rows are few
+constexpr int64_t kSmallDotWork = 1 << 19;  // multiply-adds not worth a second thread
+
+// k > 0.
+inline void product_by_dots(const Bf16Product& p) {
+    int64_t panels = whole_panels(p.n), depth = whole_k(p.k), k_blocks = (p.k + kKC - 1) / kKC;
+    bool small = p.m * p.n * p.k < kSmallDotWork;
+    // An even number of blocks as nearly of one height as can be, so that two threads end together.
+    int64_t row_panels = (p.m + kMR - 1) / kMR;
+    int64_t row_blocks = small || p.m <= kMR ? 1 : (p.m + 2 * kDotRows - 1) / (2 * kDotRows) * 2;
+    auto row_at = [&](int64_t block) { return block * row_panels / row_blocks * kMR; };
+    int64_t most = k_blocks > 1 ? kDotColumns / kPanelColumns : panels;
+    int64_t column_blocks =
+        small ? 1 : std::min(panels, std::max<int64_t>(1, kDotTasks / row_blocks));
+    column_blocks = std::max(column_blocks, (panels + most - 1) / most);
+    int64_t panel_step = (panels + column_blocks - 1) / column_blocks;
+    column_blocks = (panels + panel_step - 1) / panel_step;
+    parallel_for(row_blocks * column_blocks, [&](int64_t task) {
+        int64_t i0 = row_at(task / column_blocks);
+        int64_t rows = std::min(p.m, row_at(task / column_blocks + 1)) - i0;
+        int64_t first = task % column_blocks * panel_step;
+        int64_t last = std::min(panels, first + panel_step);
+        int64_t sums_row = (last - first) * kPanelColumns;
+        Scratch<bf16> scratch(dots_in_place(p) ? 1 : DotRows::scratch_size(rows));
+        Scratch<float> sums(k_blocks > 1 ? (rows + kMR - 1) / kMR * kMR * sums_row : 1);
+        for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
+            int64_t kc = std::min(kKC, p.k - k0), pairs = (kc + 1) / 2;
+            DotRows a = dot_rows_of(p, i0, rows, k0, kc, scratch.get());
+            for (int64_t j = first; j < last; j++) {
+                const bf16* panel = p.b + (j * depth + k0) * kPanelColumns;
+                for (int64_t i = 0; i < rows; i += kMR) {
+                    DotStore to{sums.get() + i * sums_row + (j - first) * kPanelColumns,
+                                sums_row,
+                                k0 == 0,
+                                k0 + kKC >= p.k,
+                                p,
+                                i0 + i,
+                                j * kPanelColumns,
+                                std::min<int64_t>(kMR, rows - i),
+                                std::min(kPanelColumns, p.n - j * kPanelColumns)};
+                    a.packed ? dot_rows<true>(pairs, a.at(i), 0, panel, to)
+                             : dot_rows<false>(pairs, a.at(i), a.row, panel, to);
+                }
+            }
+        }
+    });
+}
+
+}  // namespace mg
+
+#endif
