@@ -1,10 +1,10 @@
-// Operands of bfloat16 for the tile products of attention, two terms of the sum in a word, where the
-// processor has vdpbf16ps. Scores, statistics and all sums stay float32; weights and their gradients
-// are rounded to bfloat16 for the products, as in flash attention. That makes other bits than the
-// conversion to float32 elsewhere: a relative error of the output of 1.25 times ideal rounding's
-// instead of 1.00, of the gradients of 1.4 to 1.5 instead of 1.0 to 1.1 (causal, 512 tokens, 64
-// features). PyTorch's are 1.26 and 1.5 to 2.7. The same by conversion would cost processors without
-// the instruction accuracy and time for nothing.
+// Operands of bfloat16 for the tile products of attention, two terms of the sum in a word, where
+// the processor has vdpbf16ps. Scores, statistics and all sums stay float32; weights and their
+// gradients are rounded to bfloat16 for the products, as in flash attention. That makes other bits
+// than the conversion to float32 elsewhere: a relative error of the output of 1.25 times ideal
+// rounding's instead of 1.00, of the gradients of 1.4 to 1.5 instead of 1.0 to 1.1 (causal, 512
+// tokens, 64 features). PyTorch's are 1.26 and 1.5 to 2.7. The same by conversion would cost
+// processors without the instruction accuracy and time for nothing.
 #pragma once
 
 #include "attention_tiles.h"
