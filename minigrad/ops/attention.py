@@ -219,6 +219,11 @@ def heads_last(x: np.ndarray) -> np.ndarray:
     return empty((b, t, h, d), x.dtype).transpose(0, 2, 1, 3)
 
 
+def gradient_memory(x: np.ndarray) -> np.ndarray:
+    """Memory for the gradient of x (B, H, T, D), laid out as x is: contiguous, or heads last."""
+    return empty(x.shape, x.dtype) if x.flags.c_contiguous else heads_last(x)
+
+
 def _lse(q: np.ndarray) -> np.ndarray:
     wide = dtypes.float64 if q.dtype == dtypes.float64 else dtypes.float32
     return empty(q.shape[:3], wide)
@@ -253,7 +258,7 @@ class Attention(Function):
         refuse_second_derivative("attention", 'attention(..., impl="composed")')
         arrays: list[Any] = [None if t is None else t._array for t in ctx.saved]
         q, k, v, mask, bias, out = arrays
-        dq, dk, dv = heads_last(q), heads_last(k), heads_last(v)
+        dq, dk, dv = gradient_memory(q), gradient_memory(k), gradient_memory(v)
         launch(
             "attention_bwd", unit_columns(g._array), q, k, v, mask, bias, out, ctx.lse, dq, dk, dv,
             *ctx.options,
