@@ -5,8 +5,9 @@
 //   Pᵀ = exp(Sᵀ - lse)             maximum, sum and rescaling are per lane: no sums across lanes
 //   O  (queries × D)    = Pᵀᵀ V    V's rows read in place
 //
-// so no key tile is ever transposed. Tiles are anchored at query 0 and key 0; a lane's arithmetic
-// depends on its own query and the keys it can see, in order, and on nothing else.
+// so no key tile is ever transposed (attention_tiles.h has the products, attention_pairs.h those of
+// bfloat16). Tiles are anchored at query 0 and key 0; a lane's arithmetic depends on its own query
+// and the keys it can see, in order, and on nothing else.
 #pragma once
 
 #include <limits>
