@@ -112,21 +112,43 @@ struct Stairs {
     int64_t seen(int64_t i) const { return std::clamp<int64_t>(i + offset, 0, m); }
 };
 
-// body(j, hide) for the keys that some query of [i, i + VL) sees; hide(scores) makes those of the
-// other queries -infinity.
+// e^x for x <= 0, or a rounding error above it, within 2 ULP while |x| is small; 0 below -87.7, NaN
+// stays NaN. Two thirds of the operations of exp_nonpositive, in powers of two.
+MG_INLINE vf weight_of(vf x) {
+    // Adding 1.5 * 2^23 rounds to the integer n; with it, the exponent's bias: n + 127, in the low
+    // bits of the sum, are 2^n's exponent, 0 for n = -127.
+    vf magic = broadcast(12582912.0f + 127.0f);
+    vf y = larger(broadcast(-127.0f), x * broadcast(1.44269504f)), shifted = y + magic;
+    vf r = y - (shifted - magic), whole = as_float(as_int(shifted) << 23);
+    // 2^r - 1 over r for |r| <= 1/2, of least relative error.
+    constexpr float c[] = {6.931470037e-1f, 2.402224243e-1f, 5.550733581e-2f, 9.671512991e-3f,
+                           1.326472731e-3f};
+    return fma(whole * r, polynomial(r, c), whole);
+}
+
+// body(j, slot, hide) for the keys that some query of [i, i + VL) sees; hide(scores) makes those of
+// the other queries -infinity. Four at a time, so that their chains of operations overlap; slot is
+// j % 4, a constant to the compiler, for sums that do not chain them.
 template <class Body>
 MG_INLINE void for_keys_seen(const Stairs& s, int64_t i, Body&& body) {
     int64_t all = s.seen(i), some = s.seen(i + VL - 1), j = 0;
-    for (; j < all; j++) body(j, [](vf x) { return x; });
-    for (; j < some; j++)
-        body(j, [&](vf x) { return first_of(j + 1 - i - s.offset, broadcast(-kInfinity), x); });
+    for (; j + 4 <= all; j += 4)
+#pragma GCC unroll 4
+        for (int slot = 0; slot < 4; slot++) body(j + slot, slot, [](vf x) { return x; });
+    for (; j < some; j += 4)
+#pragma GCC unroll 4
+        for (int slot = 0; slot < 4; slot++)
+            if (int64_t key = j + slot; key < some)
+                body(key, slot, [&](vf x) {
+                    return first_of(key + 1 - i - s.offset, broadcast(-kInfinity), x);
+                });
 }
 
-// Weights of 0 for the keys behind those, as far as products of kMR rows reach beyond what their
-// queries see.
+// Weights of 0 for the keys behind those, as far as products of kMR rows, of pairs of keys, reach
+// beyond what their queries see.
 MG_INLINE void clear_behind(const Stairs& s, int64_t i, float* weights) {
     int64_t some = s.seen(i + VL - 1);
-    for (int64_t j = some, end = std::min(s.m, some + kMR - 1); j < end; j++)
+    for (int64_t j = some, end = std::min(s.m, some + kMR); j < end; j++)
         store(weights + j * kQueries + i, vf{});
 }
 

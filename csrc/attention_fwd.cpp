@@ -1,7 +1,7 @@
 // Fused multi-head attention, forward: a running softmax over key tiles (Milakov and Gimelshein
 // 2018; Dao et al. 2022). q (B, Hq, Tq, D), k and v (B, Hkv, Tk, D), out (B, Hq, Tq, D), all with
 // unit stride in D; lse (B, Hq, Tq).
-#include "attention_tiles.h"
+#include "attention_pairs.h"
 
 namespace mg {
 
@@ -57,48 +57,37 @@ std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const
 
 namespace {
 
-// The scaled scores of a tile in place, with what is added to them.
-void add_to_scores(int64_t lanes, int64_t nj, vf scale, const float* addend, float* scores) {
-    vf lowest = broadcast(-kInfinity);
-    for (int64_t j = 0; j < nj; j++)
-        for (int64_t i = 0; i < lanes; i += VL) {
-            float* at = scores + j * kQueries + i;
-            vf a = load(addend + j * kQueries + i);
-            // A masked score may be NaN.
-            store(at, select(a == lowest, lowest, load(at) * scale + a));
-        }
-}
-
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
-// output must be scaled by (alpha).
+// output must be scaled by (alpha). A score that is NaN or +infinity makes the sum NaN, whatever
+// the maximum becomes.
 void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float* addend,
                   float* scores, float* top, float* sum, float* alpha) {
-    vf k = broadcast(scale), lowest = broadcast(-kInfinity);
+    vf k = broadcast(scale);
     if (addend) {
         add_to_scores(lanes, stairs.m, k, addend, scores);
-        k = broadcast(1.0f);
+        k = broadcast(1);
     }
+    vi turned = as_int(k) & INT32_MIN;  // where the scale is negative, the least is the largest
     for (int64_t i = 0; i < lanes; i += VL) {
-        vf before = load(top + i), now = before;
-        vi nan = now != now;
-        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
-            vf x = hide(load(scores + j * kQueries + i) * k);
-            nan |= x != x;
-            now = larger(now, x);
+        vf lowest = broadcast(-kInfinity), largest[4] = {lowest, lowest, lowest, lowest};
+        for_keys_seen(stairs, i, [&](int64_t j, int slot, auto hide) {
+            vf x = as_float(as_int(load(scores + j * kQueries + i)) ^ turned);
+            largest[slot] = larger(largest[slot], hide(x));
         });
-        now = select(nan, broadcast(std::numeric_limits<float>::quiet_NaN()), now);
-        vf safe = select(now == lowest, vf{}, now), total{};
-        for_keys_seen(stairs, i, [&](int64_t j, auto hide) {
+        vf tile = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
+        vf before = load(top + i), now = larger(tile * abs(k), before);
+        vf safe = select(now == lowest, vf{}, now), total[4] = {};
+        for_keys_seen(stairs, i, [&](int64_t j, int slot, auto hide) {
             float* at = scores + j * kQueries + i;
-            vf e = exp_nonpositive(hide(load(at) * k) - safe);
-            total += e;
-            store(at, e);
+            vf weight = weight_of(hide(load(at) * k - safe));
+            total[slot] += weight;
+            store(at, weight);
         });
         clear_behind(stairs, i, scores);
-        vf factor = exp_nonpositive(before - safe);
+        vf factor = weight_of(before - safe);
         store(top + i, now);
         store(alpha + i, factor);
-        store(sum + i, fma(load(sum + i), factor, total));
+        store(sum + i, fma(load(sum + i), factor, (total[0] + total[1]) + (total[2] + total[3])));
     }
 }
 
@@ -106,8 +95,9 @@ void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float*
 struct QueryTile {
     int64_t i0, n, lanes;
     KeyRange range;
-    float *packed, *acc;  // Qᵀ in panels; Σ exp(score - top) v
+    float *buffer, *acc;  // for Qᵀ in panels; Σ exp(score - top) v
     float *top, *sum;     // of the scores seen so far: the maximum, and Σ exp(score - top)
+    Panels packed = {};   // Qᵀ
 };
 
 // Query tiles that meet each key tile together, so that it comes from an outer cache once for all
@@ -118,33 +108,34 @@ constexpr int64_t kTasks = 16;  // tasks to leave for the threads where tiles ar
 struct ForwardScratch {
     alignas(64) float scores[kKeys * kQueries];
     alignas(64) float extra[kKeys * kQueries];  // addend, then dropout factors
+    alignas(64) float pairs[kKeys * kQueries / 2];
     alignas(64) float top[kLargestGroup * kQueries], sum[kLargestGroup * kQueries];
     alignas(64) float alpha[kQueries];
 };
 
 // A group of query tiles of one head.
-template <class T>
+template <class T, class Kind>
 struct QueryGroup {
     const AttentionShape& s;
     const AttentionOptions& o;
     const AttentionMask& m;
     int64_t b, h;
-    int64_t wide = padded(s.dim), panelled = (s.dim + kNR - 1) / kNR * kNR;
+    int64_t wide = padded(s.dim), words = Kind::words(s.dim);
 
     void begin(QueryTile& x, const Array& q) const {
-        Rows rows = float_rows(head_of<T>(q, b, h, x.i0), q.strides[2], x.n, s.dim, x.acc);
-        transpose_rows(rows, x.n, s.dim, x.packed);
+        Rows rows = Kind::rows(head_of<T>(q, b, h, x.i0), q.strides[2], x.n, s.dim, x.acc);
+        x.packed = transpose_rows(rows, x.n, words, x.buffer);
         std::fill_n(x.acc, kQueries * wide, 0.0f);
         std::fill_n(x.top, kQueries, -kInfinity);
         std::fill_n(x.sum, kQueries, 0.0f);
     }
 
-    // The keys [j0, j0 + nj), their values in panels.
-    void meet(QueryTile& x, int64_t j0, int64_t nj, const Rows& keys, const float* values,
-              ForwardScratch& t) const {
+    // The keys [j0, j0 + nj), and their values, as they are and in panels.
+    void meet(QueryTile& x, int64_t j0, int64_t nj, const Rows& keys, const T* values,
+              int64_t values_row, const Panels& panels, ForwardScratch& t) const {
         Stairs stairs = stairs_of(s, o, x.i0, x.n, j0, nj);
-        tile_product<false>(StairsOfScores{stairs, s.dim}, x.lanes, keys.p, keys.row, 1, x.packed,
-                            kNR, kNR * s.dim, t.scores, kQueries, false);
+        tile_product<Kind, false>(StairsOfScores{stairs, s.dim}, x.lanes, {keys.p, keys.row},
+                                  x.packed, t.scores, kQueries, false);
         bool whole = all_seen(s, o, x.i0, x.i0 + x.n, j0, j0 + nj),
              added = needs_addend(o, m, whole);
         if (added) fill_addend(s, o, m, b, h, x.i0, x.n, j0, nj, t.extra);
@@ -162,38 +153,36 @@ struct QueryGroup {
             for (int64_t d = 0; d < wide; d += VL)
                 store(x.acc + i * wide + d, load(x.acc + i * wide + d) * factor);
         }
-        if ((added || !whole || o.dropout > 0) &&
-            any_not_finite({values, kNR}, nj * (panelled / kNR), kNR)) {
-            for (int64_t d = 0; d < s.dim; d += kNR)
-                weighted_rows_skipping(stairs, std::min<int64_t>(kNR, s.dim - d), t.scores,
-                                       {values + d * nj, kNR}, x.acc + d, wide);
+        if ((added || !whole || o.dropout > 0) && any_not_finite(values, values_row, nj, s.dim)) {
+            weighted_rows_skipping(stairs, s.dim, t.scores, values, values_row, x.acc, wide);
         } else {
-            tile_product<true>(StairsOfQueries{stairs}, wide, t.scores, 1, kQueries, values, kNR,
-                               kNR * nj, x.acc, wide, true);
+            tile_product<Kind, true>(StairsOfQueries{stairs}, wide,
+                                     Kind::over_keys(stairs, x.lanes, t.scores, t.pairs), panels,
+                                     x.acc, wide, true);
         }
     }
 
-    void finish(const QueryTile& x, const Array& out, const Array& lse) const {
-        for (int64_t i = 0; i < x.n; i++) {
-            bool unseen = x.top[i] == -kInfinity;
-            float inverse = unseen ? 0.0f : 1.0f / x.sum[i], total = x.top[i] + std::log(x.sum[i]);
-            if (unseen) total = -kInfinity;
-            // A score that is infinite or NaN: the weights have no meaning.
-            if (!(x.top[i] < kInfinity)) inverse = total = std::numeric_limits<float>::quiet_NaN();
-            for (int64_t d = 0; d < wide; d += VL)
-                store(x.acc + i * wide + d, load(x.acc + i * wide + d) * broadcast(inverse));
-            *(head_of<float>(lse, b, h, x.i0) + i * lse.strides[2]) = total;
+    void finish(const QueryTile& x, const Array& out, const Array& lse, ForwardScratch& t) const {
+        for (int64_t i = 0; i < x.n; i += VL) {
+            vf sum = load(x.sum + i);
+            vi unseen = sum == vf{};
+            store(t.alpha + i, select(unseen, vf{}, broadcast(1) / sum));
+            store(x.top + i, select(unseen, broadcast(-kInfinity), load(x.top + i) + log(sum)));
         }
-        store_rows(x.acc, wide, x.n, s.dim, head_of<T>(out, b, h, x.i0), out.strides[2]);
+        for (int64_t i = 0; i < x.n; i++) {
+            store_rows(x.acc + i * wide, wide, t.alpha[i], 1, s.dim,
+                       head_of<T>(out, b, h, x.i0 + i), 0);
+            *head_of<float>(lse, b, h, x.i0 + i) = x.top[i];
+        }
     }
 
     // The queries [i0, i1).
     void run(int64_t i0, int64_t i1, const Array& q, const Array& k, const Array& v,
              const Array& out, const Array& lse) const {
         int64_t kv = h / s.group(), n_tiles = (i1 - i0 + kQueries - 1) / kQueries;
-        int64_t tile_floats = kQueries * (s.dim + wide);
-        Scratch<float> buffer(n_tiles * tile_floats + kKeys * (wide + panelled));
-        float *k_copy = buffer.get() + n_tiles * tile_floats, *values = k_copy + kKeys * wide;
+        int64_t tile_floats = kQueries * (words + wide), keys_floats = kKeys * padded(words);
+        Scratch<float> buffer(n_tiles * tile_floats + keys_floats + kKeys * (wide + VL));
+        float *k_copy = buffer.get() + n_tiles * tile_floats, *v_packed = k_copy + keys_floats;
         ForwardScratch t;
         QueryTile tiles[kLargestGroup];
         KeyRange all{s.n_keys, 0};
@@ -207,20 +196,21 @@ struct QueryGroup {
                          (n + VL - 1) / VL * VL,
                          range,
                          packed,
-                         packed + kQueries * s.dim,
+                         packed + kQueries * words,
                          t.top + at * kQueries,
                          t.sum + at * kQueries};
             begin(tiles[at], q);
         }
         for (int64_t j0 = all.first / kKeys * kKeys; j0 < all.last; j0 += kKeys) {
             int64_t nj = std::min(kKeys, s.n_keys - j0);
-            Rows keys = float_rows(head_of<T>(k, b, kv, j0), k.strides[2], nj, s.dim, k_copy);
-            pack_rows(head_of<T>(v, b, kv, j0), v.strides[2], nj, s.dim, values);
+            Rows keys = Kind::rows(head_of<T>(k, b, kv, j0), k.strides[2], nj, s.dim, k_copy);
+            const T* values = head_of<T>(v, b, kv, j0);
+            Panels panels = Kind::pack(values, v.strides[2], nj, s.dim, v_packed);
             for (int64_t at = 0; at < n_tiles; at++)
                 if (tiles[at].range.first < j0 + nj && j0 < tiles[at].range.last)
-                    meet(tiles[at], j0, nj, keys, values, t);
+                    meet(tiles[at], j0, nj, keys, values, v.strides[2], panels, t);
         }
-        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], out, lse);
+        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], out, lse, t);
     }
 };
 
@@ -256,15 +246,14 @@ void forward(const std::vector<Part>& parts, const AttentionOptions& o, const At
         for (const Part& p : parts)
             for (int64_t head = 0; i0 < p.s.n_queries && head < p.s.batch * p.s.heads; head++)
                 tasks.push_back({&p, head, i0});
-    for_float_dtype("attention_fwd", dtype, [&](auto type) {
-        using T = decltype(type);
-        if constexpr (!std::is_same_v<T, double>)
-            parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
-                const Task& t = tasks[static_cast<size_t>(task)];
-                const Part& p = *t.part;
-                QueryGroup<T>{p.s, o, m, t.head / p.s.heads, t.head % p.s.heads}.run(
-                    t.i0, std::min(t.i0 + step, p.s.n_queries), p.q, p.k, p.v, p.out, p.lse);
-            });
+    for_operands("attention_fwd", dtype, [&](auto type, auto kind) {
+        parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
+            const Task& t = tasks[static_cast<size_t>(task)];
+            const Part& p = *t.part;
+            QueryGroup<decltype(type), decltype(kind)> group{p.s, o, m, t.head / p.s.heads,
+                                                             t.head % p.s.heads};
+            group.run(t.i0, std::min(t.i0 + step, p.s.n_queries), p.q, p.k, p.v, p.out, p.lse);
+        });
     });
 }
 

@@ -1,6 +1,7 @@
 // Products over tiles of attention, and the forms their operands have.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "attention.h"
@@ -8,12 +9,28 @@
 
 namespace mg {
 
-// Rows of float32, read in place where they are that already, else converted to a scratch copy
-// whose row length is padded with zeros to whole vectors.
+// Operands are made of words: a float32, or the bfloat16 of a pair of neighbours in the sum
+// (attention_pairs.h).
 struct Rows {
     const float* p;
     int64_t row;
 };
+
+// The second operand of a product, word l of columns j to j + kNR at p + l * row + j / kNR * panel.
+struct Panels {
+    const float* p;
+    int64_t row, panel;
+
+    // Without its first l words.
+    Panels from(int64_t l) const { return {p + l * row, row, panel}; }
+};
+
+// The first operand: word l of row i at p[i * step + l], or turned, at p[l * step + i].
+struct TileOperand {
+    const float* p;
+    int64_t step;
+};
+
 inline int64_t padded(int64_t dim) { return (dim + VL - 1) / VL * VL; }
 
 // Whole vectors, or the `left` elements that are there; zeros behind them.
@@ -26,50 +43,16 @@ MG_INLINE void store_up_to(T* x, vf v, int64_t left) {
     left >= VL ? store(x, v) : store(x, v, left);
 }
 
-template <class T>
-Rows float_rows(const T* x, int64_t row, int64_t n, int64_t dim, float* copy) {
-    if constexpr (std::is_same_v<T, float>)
-        if (dim % VL == 0) return {x, row};
-    int64_t wide = padded(dim);
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < wide; d += VL)
-            store(copy + i * wide + d, load_up_to(x + i * row + d, dim - d));
-    return {copy, wide};
-}
-
-// packed[d][i] = x[i][d], i < n, zeros up to kQueries: the B operand of the products over features.
-inline void transpose_rows(const Rows& x, int64_t n, int64_t dim, float* packed) {
-    for (int64_t i = 0; i < kQueries; i += kNR)
-        pack_panel<kNR>(x.p + i * x.row, x.row, 1, std::clamp<int64_t>(n - i, 0, kNR), dim,
-                        packed + i * dim);
-}
-
-// n rows as panels of kNR columns, zeros beyond dim: the B operand of the products over rows. In
-// place, rows a power of two apart would evict one another.
-template <class T>
-void pack_rows(const T* x, int64_t row, int64_t n, int64_t dim, float* packed) {
-    for (int64_t d = 0; d < dim; d += kNR)
-        pack_panel<kNR>(x + d, 1, row, std::min<int64_t>(kNR, dim - d), n, packed + d * n);
-}
-
-// C (m × n) = [C +] A (m × k) B (k × n), n whole vectors; A's element (i, l) at a[i * a_row + l *
-// a_col], where one of the two is 1; B's row l at b + l * b_row (next panel of kNR columns at
-// b_panel from there).
-template <int kRows, int kVectors, bool kUnitRows>
-MG_INLINE void tile_block(int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b,
-                          int64_t b_row, float* c, int64_t c_row, bool add) {
-    vf sum[kRows][kVectors];
+// A block of sums, in registers: all of it written out.
+template <int kRows, int kVectors>
+MG_INLINE void clear(vf (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; r++)
         for (int v = 0; v < kVectors; v++) sum[r][v] = vf{};
-    for (int64_t l = 0; l < k; l++) {
-        vf column[kVectors];
-        for (int v = 0; v < kVectors; v++) column[v] = load(b + l * b_row + v * VL);
+}
+template <int kRows, int kVectors>
+MG_INLINE void put(const vf (&sum)[kRows][kVectors], float* c, int64_t c_row, bool add) {
 #pragma GCC unroll 16
-        for (int r = 0; r < kRows; r++) {
-            vf x = broadcast(kUnitRows ? a[l * a_col + r] : a[r * a_row + l]);
-            for (int v = 0; v < kVectors; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
-        }
-    }
     for (int r = 0; r < kRows; r++)
         for (int v = 0; v < kVectors; v++) {
             float* at = c + r * c_row + v * VL;
@@ -77,21 +60,87 @@ MG_INLINE void tile_block(int64_t k, const float* a, int64_t a_row, int64_t a_co
         }
 }
 
-template <int kRows, int kVectors, bool kUnitRows, class Part>
-MG_INLINE void tile_rows(const Part& part, int64_t i, const float* a, int64_t a_row, int64_t a_col,
-                         const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
-    int64_t first = part.first(i), last = part.last(i + kRows - 1);
-    a += i * (kUnitRows ? 1 : a_row) + first * a_col;
-    tile_block<kRows, kVectors, kUnitRows>(last - first, a, a_row, a_col, b + first * b_row, b_row,
-                                           c + i * c_row, c_row, add);
+// packed[l][i] = x[i][l] for words l < k of rows i < n, zeros up to kQueries: the second operand of
+// the products over features.
+inline Panels transpose_rows(const Rows& x, int64_t n, int64_t k, float* packed) {
+    for (int64_t i = 0; i < kQueries; i += kNR)
+        pack_panel<kNR>(x.p + i * x.row, x.row, 1, std::clamp<int64_t>(n - i, 0, kNR), k,
+                        packed + i * k);
+    return {packed, kNR, kNR * k};
 }
 
-template <int kVectors, bool kUnitRows, class Part>
-void tile_columns(const Part& part, int64_t m, const float* a, int64_t a_row, int64_t a_col,
-                  const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+// Operands of float32, to which others are converted.
+struct Floats {
+    static constexpr int64_t kTerms = 1;  // of the sum, in a word
+    static int64_t words(int64_t n) { return n; }
+
+    // n rows of words: in place, or a copy whose rows are padded with zeros to whole vectors.
+    template <class T>
+    static Rows rows(const T* x, int64_t row, int64_t n, int64_t dim, float* copy) {
+        if constexpr (std::is_same_v<T, float>)
+            if (dim % VL == 0) return {x, row};
+        int64_t wide = padded(dim);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t d = 0; d < wide; d += VL)
+                store(copy + i * wide + d, load_up_to(x + i * row + d, dim - d));
+        return {copy, wide};
+    }
+
+    // n rows, the second operand of a product over them, packed. In place, rows a power of two
+    // apart would evict one another.
+    template <class T>
+    static Panels pack(const T* x, int64_t row, int64_t n, int64_t dim, float* packed) {
+        for (int64_t d = 0; d < dim; d += kNR)
+            pack_panel<kNR>(x + d, 1, row, std::min<int64_t>(kNR, dim - d), n, packed + d * n);
+        return {packed, kNR, kNR * n};
+    }
+    static Panels panels(const Rows& x, int64_t, int64_t, float*) { return {x.p, x.row, kNR}; }
+    static int64_t panel_words(int64_t, int64_t) { return 0; }  // that panels() has to have
+
+    // A tile, keys × queries, as the first operand of products over keys and over queries.
+    static TileOperand over_keys(const Stairs&, int64_t, const float* tile, float*) {
+        return {tile, kQueries};
+    }
+    static TileOperand over_queries(const Stairs&, int64_t, const float* tile, float*) {
+        return {tile, kQueries};
+    }
+
+    // kRows rows of a (k words, word l of row r at a[r * step + l], turned a[l * step + r]) by
+    // kVectors vectors of columns of b. A function of its own wherever it is called from: inlined
+    // into a larger one its sums may be kept in memory.
+    template <int kRows, int kVectors, bool kTurned>
+    __attribute__((noinline)) static void block(int64_t k, const TileOperand& a, const float* b,
+                                                int64_t b_row, float* c, int64_t c_row, bool add) {
+        vf sum[kRows][kVectors];
+        clear(sum);
+        for (int64_t l = 0; l < k; l++) {
+            vf column[kVectors];
+            for (int v = 0; v < kVectors; v++) column[v] = load(b + l * b_row + v * VL);
+#pragma GCC unroll 16
+            for (int r = 0; r < kRows; r++) {
+                vf x = broadcast(kTurned ? a.p[l * a.step + r] : a.p[r * a.step + l]);
+                for (int v = 0; v < kVectors; v++) sum[r][v] = fma(x, column[v], sum[r][v]);
+            }
+        }
+        put(sum, c, c_row, add);
+    }
+};
+
+template <class Kind, bool kTurned, int kRows, int kVectors, class Part>
+MG_INLINE void tile_rows(const Part& part, int64_t i, const TileOperand& a, const float* b,
+                         int64_t b_row, float* c, int64_t c_row, bool add) {
+    int64_t first = part.first(i) / Kind::kTerms, last = Kind::words(part.last(i + kRows - 1));
+    const float* from = a.p + (kTurned ? i + first * a.step : i * a.step + first);
+    Kind::template block<kRows, kVectors, kTurned>(last - first, {from, a.step}, b + first * b_row,
+                                                   b_row, c + i * c_row, c_row, add);
+}
+
+template <class Kind, bool kTurned, int kVectors, class Part>
+void tile_columns(const Part& part, int64_t m, const TileOperand& a, const float* b, int64_t b_row,
+                  float* c, int64_t c_row, bool add) {
     int64_t i = 0;
     auto rows = [&](auto n) {
-        tile_rows<n(), kVectors, kUnitRows>(part, i, a, a_row, a_col, b, b_row, c, c_row, add);
+        tile_rows<Kind, kTurned, n(), kVectors>(part, i, a, b, b_row, c, c_row, add);
         i += n();
     };
     while (i + kMR <= m) rows(std::integral_constant<int, kMR>{});
@@ -101,46 +150,73 @@ void tile_columns(const Part& part, int64_t m, const float* a, int64_t a_row, in
     while (i < m) rows(std::integral_constant<int, 1>{});
 }
 
-// Part says what of the product is wanted: of the columns from j on the first rows(j) rows, and of
-// the rows [i, i + n) the terms first(i) to last(i + n - 1) of the inner index.
-template <bool kUnitRows, class Part>
-void tile_product(const Part& part, int64_t n, const float* a, int64_t a_row, int64_t a_col,
-                  const float* b, int64_t b_row, int64_t b_panel, float* c, int64_t c_row,
-                  bool add) {
+// C (m × n) = [C +] A (m × k) B (k × n), n whole vectors. Part says what of it is wanted: of the
+// columns from j on the first rows(j) rows, and of the rows [i, i + n) the terms first(i) to
+// last(i + n - 1) of the sum.
+template <class Kind, bool kTurned, class Part>
+void tile_product(const Part& part, int64_t n, const TileOperand& a, Panels b, float* c,
+                  int64_t c_row, bool add) {
     int64_t j = 0;
-    for (; j + kNR <= n; j += kNR, b += b_panel)
-        tile_columns<2, kUnitRows>(part, part.rows(j), a, a_row, a_col, b, b_row, c + j, c_row,
-                                   add);
-    if (j < n)
-        tile_columns<1, kUnitRows>(part, part.rows(j), a, a_row, a_col, b, b_row, c + j, c_row,
-                                   add);
+    for (; j + kNR <= n; j += kNR, b.p += b.panel)
+        tile_columns<Kind, kTurned, 2>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add);
+    if (j < n) tile_columns<Kind, kTurned, 1>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add);
 }
 
-// Whether some element of the rows is infinite or NaN: such a value must not meet a weight of 0.
-inline bool any_not_finite(const Rows& x, int64_t n, int64_t dim) {
-    vf sum{};
+// The scores of a tile in place, times k, with what is added to them.
+inline void add_to_scores(int64_t lanes, int64_t nj, vf k, const float* addend, float* scores) {
+    vf hidden = broadcast(-kInfinity);
+    for (int64_t j = 0; j < nj; j++)
+        for (int64_t i = 0; i < lanes; i += VL) {
+            float* at = scores + j * kQueries + i;
+            vf a = load(addend + j * kQueries + i);
+            // A masked score may be NaN.
+            store(at, select(a == hidden, hidden, load(at) * k + a));
+        }
+}
+
+// Whether some element of the rows is infinite or NaN, all ones in its exponent: such a value must
+// not meet a weight of 0.
+template <class T>
+bool any_not_finite(const T* x, int64_t row, int64_t n, int64_t dim) {
+    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+    constexpr Bits kExponent = sizeof(T) == 4            ? 0x7f800000
+                               : std::is_same_v<T, bf16> ? 0x7f80
+                                                         : 0x7c00;
+    constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+    Bits largest[kLanes] = {};
     for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < dim; d += VL)
-            sum += load_up_to(x.p + i * x.row + d, dim - d) * vf{};
-    float total = sum_lanes(sum);
-    return total != total;
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            Bits bits[kLanes] = {};
+            if (dim - d >= kLanes) {
+                std::memcpy(bits, x + i * row + d, sizeof(bits));
+            } else {
+                std::memcpy(bits, x + i * row + d, static_cast<size_t>(dim - d) * sizeof(T));
+            }
+            for (int64_t lane = 0; lane < kLanes; lane++)
+                largest[lane] = std::max<Bits>(largest[lane], bits[lane] & kExponent);
+        }
+    return *std::max_element(largest, largest + kLanes) == kExponent;
 }
 
 // C (queries × D) += W B for weights W[q][j] at w[j * kQueries + q], of the keys that are seen
 // and skipping weights of 0.
-inline void weighted_rows_skipping(const Stairs& seen, int64_t dim, const float* w, const Rows& b,
-                                   float* c, int64_t c_row) {
+template <class T>
+void weighted_rows_skipping(const Stairs& seen, int64_t dim, const float* w, const T* b,
+                            int64_t b_row, float* c, int64_t c_row) {
     for (int64_t j = 0; j < seen.m; j++)
         for (int64_t i = StairsOfKeys{seen}.first(j); i < seen.n; i++)
             if (float x = w[j * kQueries + i]; x != 0)
-                for (int64_t d = 0; d < dim; d++) c[i * c_row + d] += x * b.p[j * b.row + d];
+                for (int64_t d = 0; d < dim; d++)
+                    c[i * c_row + d] += x * element(b + j * b_row + d);
 }
 
+// Rows of whole vectors, times factor.
 template <class T>
-void store_rows(const float* x, int64_t x_row, int64_t n, int64_t dim, T* out, int64_t row) {
+void store_rows(const float* x, int64_t x_row, float factor, int64_t n, int64_t dim, T* out,
+                int64_t row) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < dim; d += VL)
-            store_up_to(out + i * row + d, load_up_to(x + i * x_row + d, dim - d), dim - d);
+            store_up_to(out + i * row + d, load(x + i * x_row + d) * broadcast(factor), dim - d);
 }
 
 }  // namespace mg

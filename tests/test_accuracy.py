@@ -31,6 +31,7 @@ LAYER_NORM = 2e-6  # absolute
 LAYER_NORM_GRADIENT = 5e-6
 ATTENTION = {"forward": 2e-6, "gradient": 5e-6}  # float32, absolute
 ATTENTION_HALF = 1.35  # times the error of rounding the exact output
+ATTENTION_HALF_GRADIENT = 1.7  # the same for the gradients; weights rounded as well cost most of it
 SAME_PRECISION = (2.0, 4.0)  # times the error of the composed form in that dtype, plus ulps
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -283,6 +284,14 @@ def test_attention_in_half_precision_is_close_to_ideal_rounding(dtype: str, leve
     got = run_attention(dtype)[0]
     off, least = (np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (got, ideal))
     assert off <= ATTENTION_HALF * least
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_of_attention_in_half_precision(dtype: str, level: str) -> None:
+    for got, exact in zip(run_attention(dtype)[1:], exact_attention(dtype)[1:], strict=True):
+        ideal = mg.tensor(exact).to(dtype).to("float64").numpy()
+        off, least = (np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (got, ideal))
+        assert off <= ATTENTION_HALF_GRADIENT * least
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

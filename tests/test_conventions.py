@@ -113,17 +113,23 @@ def test_nan_behind_a_mask_reaches_neither_output_nor_gradients(
             np.testing.assert_allclose(a, b, rtol=0, atol=4 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("past", [90, 91])  # an even number of keys, and an odd one
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_causal_future_nan_stays_in_the_future(impl: str, level: str) -> None:
+def test_causal_future_nan_stays_in_the_future(
+    impl: str, dtype: str, past: int, level: str
+) -> None:
     q, k, v = (normal(1, 1, 100, 16, seed=s) for s in range(3))
-    want = attention(*(x[:, :, :90].astype(np.float64) for x in (q, k, v)), causal=True)
-    k[:, :, 90:], v[:, :, 90:] = np.nan, np.inf
-    leaves = [mg.tensor(x, requires_grad=True) for x in (q, k, v)]
+    k[:, :, past:], v[:, :, past:] = np.nan, np.inf
+    leaves = [mg.tensor(x, dtype, requires_grad=True) for x in (q, k, v)]
+    seen = (x.detach().to("float64").numpy()[:, :, :past] for x in leaves)
+    want = attention(*seen, causal=True)
     out = mg.attention(*leaves, causal=True, impl=impl)
-    np.testing.assert_allclose(out.numpy()[:, :, :90], want, atol=2e-6)
-    assert np.isnan(out.numpy()[:, :, 90:]).all()
-    out[:, :, :90].sum().backward()
-    assert np.isfinite(leaves[0].grad.numpy()[:, :, :90]).all()
+    got = out.to("float64").numpy()
+    np.testing.assert_allclose(got[:, :, :past], want, atol=TOLERANCE[dtype])
+    assert np.isnan(got[:, :, past:]).all()
+    out[:, :, :past].sum().backward()
+    assert np.isfinite(leaves[0].grad.to("float64").numpy()[:, :, :past]).all()
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
@@ -166,6 +172,41 @@ def test_a_window_beyond_all_keys_hides_none(impl: str, causal: bool, level: str
         out = mg.attention(q, k, v, causal=causal, impl=impl, window=window)
         np.testing.assert_array_equal(out.numpy(), plain.numpy())
         np.testing.assert_array_equal(mg.grad(out.sum(), k)[0].numpy(), wanted.numpy())
+
+
+# ---- attention: scales of any sign, biases of any size ----
+
+
+@pytest.mark.parametrize("scale", [-0.3, 0.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_takes_a_scale_of_any_sign(dtype: str, scale: float, level: str) -> None:
+    given = [normal(1, 2, 70, 8, seed=s) for s in range(3)]
+
+    def run(dtype: str) -> list[Array]:
+        leaves = [mg.tensor(mg.tensor(x, dtype).numpy(), requires_grad=True) for x in given]
+        out = mg.attention(*leaves, causal=True, scale=scale)
+        out.sum().backward()
+        return [t.to("float64").numpy() for t in (out, *(leaf.grad for leaf in leaves))]
+
+    leaves = [mg.tensor(x, dtype).to("float64").requires_grad_() for x in given]
+    exact = mg.attention(*leaves, causal=True, scale=scale, impl="composed")
+    exact.sum().backward()
+    wanted = (exact, *(leaf.grad for leaf in leaves))
+    for got, want in zip(run(dtype), wanted, strict=True):
+        np.testing.assert_allclose(got, want.numpy(), atol=4 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("bias", [-1e9, float(np.finfo(np.float32).min)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_bias_that_leaves_no_key_weighs_all_alike(dtype: str, bias: float, level: str) -> None:
+    """Finite, so nothing is hidden: scores are lost in it."""
+    q, k, v = (mg.tensor(normal(1, 1, 70, 8, seed=s), dtype, requires_grad=True) for s in range(3))
+    out = mg.attention(q, k, v, bias=mg.tensor(np.full((70, 70), bias, np.float32)))
+    mean = np.broadcast_to(v.detach().to("float64").numpy().mean(2, keepdims=True), out.shape)
+    np.testing.assert_allclose(out.to("float64").numpy(), mean, atol=TOLERANCE[dtype])
+    out.sum().backward()
+    for leaf in (q, k, v):
+        assert np.isfinite(leaf.grad.to("float64").numpy()).all()
 
 
 # ---- gradients where a formula divides by zero ----
