@@ -6,6 +6,7 @@
 // registers; sums wait in a float32 buffer only where K takes several blocks.
 #pragma once
 
+#include "bf16_dot.h"
 #include "matmul_bf16_pairs.h"
 
 #if defined(MG_AVX512) && !defined(MG_AMX)
@@ -40,7 +41,7 @@ inline void store_row(float* out, vf first, vf second) {
 }
 MG_TARGET("avx512bf16")
 inline void store_row(bf16* out, vf first, vf second) {
-    auto both = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    vf both = rounded(first, second);
     std::memcpy(out, &both, sizeof(both));
 }
 
@@ -93,14 +94,14 @@ __attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a
 #pragma GCC unroll 2
     for (int64_t q = 0; q < pairs; q++) {
         const auto* b = reinterpret_cast<const float*>(panel + 2 * q * kPanelColumns);
-        auto first = (__m512bh)load(b), second = (__m512bh)load(b + VL);
+        vf first = load(b), second = load(b + VL);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++) {
             float pair;
             std::memcpy(&pair, kPacked ? a + 2 * (q * kMR + r) : at[r] + 2 * q, sizeof(pair));
-            auto x = (__m512bh)broadcast(pair);
-            sum[r][0] = (vf)_mm512_dpbf16_ps((__m512)sum[r][0], x, first);
-            sum[r][1] = (vf)_mm512_dpbf16_ps((__m512)sum[r][1], x, second);
+            vf x = broadcast(pair);
+            sum[r][0] = dot(x, first, sum[r][0]);
+            sum[r][1] = dot(x, second, sum[r][1]);
         }
     }
     auto before = [&](int r, int v) { return s.sums + r * s.sums_row + v * VL; };

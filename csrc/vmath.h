@@ -66,14 +66,13 @@ MG_INLINE Reduced reduce_ln2(vf x) {
 }
 MG_INLINE vf power_of_two(vi n) { return as_float((n + 127) << 23); }  // -126 <= n <= 127
 
-// e^r - 1 on the reduced range. The polynomial's halves are summed apart (Estrin): a chain of
-// twelve cycles instead of twenty.
+// e^r - 1 on the reduced range, within 0.05 ULP of e^r before rounding. The polynomial's halves are
+// summed apart (Estrin): a chain of twelve cycles instead of twenty.
 MG_INLINE vf expm1_reduced(vf r) {
     vf s = r * r;
-    vf low = fma(broadcast(1.6666665459e-1f), r, broadcast(5.0000001201e-1f));
-    vf middle = fma(broadcast(8.3334519073e-3f), r, broadcast(4.1665795894e-2f));
-    vf high = fma(broadcast(1.9875691500e-4f), r, broadcast(1.3981999507e-3f));
-    return fma(fma(fma(high, s, middle), s, low), s, r);
+    vf low = fma(broadcast(1.6666520398e-1f), r, broadcast(4.9999993432e-1f));
+    vf middle = fma(broadcast(8.3687452796e-3f), r, broadcast(4.1668390800e-2f));
+    return fma(fma(fma(broadcast(1.3814539884e-3f), s, middle), s, low), s, r);
 }
 
 // e^x within 1.1 ULP; overflows to infinity, flushes to 0 below -87.3, NaN stays NaN.

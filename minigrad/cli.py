@@ -121,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true", help="print one JSON object")
     first = bench.add_parser("first", help="a process up to the end of its first training step")
     first.add_argument("--size", choices=list(configs.SIZES), default="tiny")
+    first.add_argument(
+        "--precision", "--dtype", dest="precision", choices=PRECISIONS, default="fp32"
+    )
     first.add_argument("--peer", choices=["torch", "torch-compile"], help="time this, too, in turn")
     first.add_argument("--threads", type=int, default=0, help="of both sides")
     first.add_argument("--runs", type=int, default=5, help="of which the best counts")

@@ -23,7 +23,7 @@ _CHILD = """
 import json, sys, time
 from minigrad.bench.{module} import step
 marks = [time.time()]
-run = step({size!r}, "fp32", {argument})
+run = step({size!r}, {precision!r}, {argument})
 marks.append(time.time())
 run()
 marks.append(time.time())
@@ -31,9 +31,9 @@ print(json.dumps(marks))
 """
 
 
-def _run_once(module: str, size: str, argument: bool, threads: int) -> list[float]:
+def _run_once(module: str, size: str, precision: str, argument: bool, threads: int) -> list[float]:
     """Seconds of every part."""
-    code = _CHILD.format(module=module, size=size, argument=argument)
+    code = _CHILD.format(module=module, size=size, precision=precision, argument=argument)
     start = time.time()
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -59,9 +59,9 @@ def run_first(args: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(args.runs):
         for side, (module, argument) in sides.items():
-            runs[side].append(_run_once(module, args.size, argument, threads))
+            runs[side].append(_run_once(module, args.size, args.precision, argument, threads))
     figures: dict[str, Any] = {
-        "what": f"first step {args.size}", "threads": threads, "runs": args.runs,
+        "what": f"first step {args.size} {args.precision}", "threads": threads, "runs": args.runs,
     }  # fmt: skip
     for side, times in runs.items():
         best = min(times, key=sum)

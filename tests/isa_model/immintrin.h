@@ -118,23 +118,28 @@ inline __m512 dpbf16_ps(__m512 c, __m512bh a, __m512bh b) {
     return c;
 }
 
-// VCVTNE2PS2BF16: x in the upper half of the result, y in the lower. Rounds to nearest even, keeps
-// NaN quiet; denormals as above.
-inline __m512bh cvtne2ps_pbh(__m512 x, __m512 y) {
-    uint32_t bits[32];
-    uint16_t rounded[32];
-    std::memcpy(bits, &y, 64);
-    std::memcpy(bits + 16, &x, 64);
+// VCVTNE2PS2BF16: b's lanes in the lower half, a's in the upper one; rounds to nearest even,
+// denormals become zero.
+inline __m512bh cvtne2ps_pbh(__m512 a, __m512 b) {
+    uint32_t lanes[32];
+    uint16_t out[32];
+    std::memcpy(lanes, &b, 64);
+    std::memcpy(lanes + 16, &a, 64);
     for (int i = 0; i < 32; i++) {
-        bool nan = (bits[i] & 0x7fffffff) > 0x7f800000;
-        uint32_t up = nan ? bits[i] | 0x400000 : bits[i] + 0x7fff + (bits[i] >> 16 & 1);
-        rounded[i] = static_cast<uint16_t>(up >> 16);
+        uint32_t x = lanes[i], magnitude = x & 0x7fffffff;
+        if (magnitude < 0x00800000) {
+            x &= 0x80000000;
+        } else if (magnitude > 0x7f800000) {
+            x |= 0x00400000;
+        } else {
+            x += 0x7fff + ((x >> 16) & 1);
+        }
+        out[i] = static_cast<uint16_t>(x >> 16);
     }
-    __m512bh out;
-    std::memcpy(&out, rounded, 64);
-    return out;
+    __m512bh rounded;
+    std::memcpy(&rounded, out, 64);
+    return rounded;
 }
-
 inline __m512i permutexvar_epi16(__m512i order, __m512i x) {
     uint16_t index[32], lanes[32], out[32];
     std::memcpy(index, &order, 64);
