@@ -8,28 +8,11 @@
 #pragma once
 
 #include "attention_tiles.h"
+#include "bf16_dot.h"
 
 #if defined(MG_AVX512)
 
 namespace mg {
-
-// Lanes are pairs of bfloat16: sum + a b, the odd product of a pair added first, then the even one.
-MG_TARGET("avx512bf16") MG_INLINE vf dot(vf a, vf b, vf sum) {
-    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
-
-// 32 values rounded to bfloat16: those of `first`, then those of `second`.
-MG_TARGET("avx512bf16") MG_INLINE vf rounded(vf first, vf second) {
-    return (vf)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-}
-
-// The same as pairs (first[i], second[i]).
-MG_TARGET("avx512bf16") MG_INLINE vf rounded_pairs(vf first, vf second) {
-    typedef uint16_t Order __attribute__((vector_size(kVectorBytes)));
-    Order order;
-    for (int i = 0; i < 2 * VL; i++) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * VL);
-    return (vf)_mm512_permutexvar_epi16((__m512i)order, (__m512i)rounded(first, second));
-}
 
 // As Floats, of bfloat16.
 struct Pairs {
