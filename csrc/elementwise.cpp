@@ -118,9 +118,9 @@ void run_unary_bwd(const char* name, GradTile<C> tile, const Array& g, const Arr
         .run([&](char* const* at, const int64_t* step, int64_t n) {
             alignas(64) C gs[kTile], xs[kTile], ys[kTile], grads[kTile];
             C* to = output_tile(out.dtype, at[3], step[3], grads);
-            tile(n, load_tile(g.dtype, at[0], step[0], n, gs),
-                 load_tile(in.dtype, at[1], step[1], n, xs),
-                 load_tile(result.dtype, at[2], step[2], n, ys), p, to);
+            const C* from = load_tile(g.dtype, at[0], step[0], n, gs);
+            tile(n, from, x ? load_tile(in.dtype, at[1], step[1], n, xs) : from,
+                 y ? load_tile(result.dtype, at[2], step[2], n, ys) : from, p, to);
             store_tile(out.dtype, at[3], step[3], n, to);
         });
 }

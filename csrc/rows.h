@@ -174,10 +174,12 @@ MG_INLINE void for_row_type(const Array& x, Body&& body) {
 
 // ---- column sums of rows processed in blocks, added in order ----
 
-// Rows of a block: enough for a task, and at most kMaxBlocks blocks.
-constexpr int64_t kMaxBlocks = 32;
+// Rows of a block: enough for a task, at most kMaxBlocks blocks, and where rows are long several,
+// as every block has sums of its own (of four blocks at least).
+constexpr int64_t kMaxBlocks = 32, kLongRows = 8;
 inline int64_t block_rows(int64_t n_rows, int64_t n_cols) {
-    return std::max(rows_per_task(n_cols), (n_rows + kMaxBlocks - 1) / kMaxBlocks);
+    return std::max({rows_per_task(n_cols), (n_rows + kMaxBlocks - 1) / kMaxBlocks,
+                     std::min(kLongRows, (n_rows + 3) / 4)});
 }
 
 // out[c] = Σ over blocks of partial[block][c].
