@@ -29,6 +29,8 @@ from minigrad.ops.creation import copied
 from minigrad.precision import active_precision
 from minigrad.tensor import Tensor
 
+_Description = list[tuple[str, list[Any]]]
+
 MAX_CALLS = 4  # recorded at most, until two in a row agree; the first makes an optimizer's moments
 MAX_RECORDINGS = 8  # kept of one function: those of the shapes seen last
 
@@ -121,7 +123,9 @@ class _Recording:
             self.last.replay()
             return self.last.result()
         inputs = iter(self.buffers)
-        before, self.last = self.last, None
+        # What is to be compared, and not the call: the next one is to have its memory.
+        before = None if self.last is None else self.last.described()
+        self.last = None
         with _recording_lock:
             call = _Call(
                 function,
@@ -129,7 +133,9 @@ class _Recording:
                 {name: _input(value, inputs) for name, value in kwargs.items()},
             )
         self.calls += 1
-        difference = "it is the first call" if before is None else _difference(before, call)
+        difference = (
+            "it is the first call" if before is None else _difference(before, call.described())
+        )
         if difference is None:
             call.finish()
             self.agreed = True
@@ -247,7 +253,7 @@ class _Call:
         """What the call returned, in memory of its own: the next replay writes into the call's."""
         return _mapped(_copy, self.returned)
 
-    def described(self) -> list[tuple[str, list[Any]]]:
+    def described(self) -> _Description:
         """Every launch with its arguments as what can be compared with another call's."""
         own: dict[int, int] = {}  # a buffer of the arena → its place in order of first use
         launches = [entry for entry in self.notes.entries if isinstance(entry, tuple)]
@@ -276,9 +282,8 @@ def _module(entry: Any) -> Any:
     return module if isinstance(module, types.ModuleType) else None
 
 
-def _difference(before: _Call, after: _Call) -> str | None:
+def _difference(old: _Description, new: _Description) -> str | None:
     """The first thing that two calls did not do alike, in words; None where there is none."""
-    old, new = before.described(), after.described()
     for i, ((name, old_args), (other, new_args)) in enumerate(zip(old, new, strict=False)):
         if name != other:
             return f"launch {i} was {name}, then {other}"
