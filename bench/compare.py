@@ -1,6 +1,6 @@
 """Every kernel, training step and generation against PyTorch: two processes timed in alternation.
 
-    python bench/compare.py [--seconds 5] [--only step] [--json FILE]
+    python bench/compare.py [--seconds 2] [--only step] [--json FILE]
 
 About half an hour in all. Prints a table of milliseconds, ratios (PyTorch's minimum over ours) and
 shares of this machine's limit, and for each part of it the geometric mean and the lowest of the

@@ -1,6 +1,7 @@
 // The bfloat16 product: packing of B, and blocks of C as tasks.
 //
-// A task makes kBlockRows rows by kTaskColumns columns of C in a float32 buffer of its own, K block
+// Where the processor has vdpbf16ps, the product itself is that of matmul_bf16_dot.h. Elsewhere a
+// task makes kBlockRows rows by kTaskColumns columns of C in a float32 buffer of its own, K block
 // by K block, and writes them once: with bias, rounded to out's dtype. An element's sum runs over k
 // in an order fixed by K alone, so a row has the same bits in any batch.
 #include "matmul_bf16_dot.h"

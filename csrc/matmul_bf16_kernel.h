@@ -5,8 +5,9 @@
 //
 // Elsewhere, but where the processor has vdpbf16ps (matmul_bf16_dot.h): by conversion. A block of A
 // and a panel of B become float32 (a product of two bfloat16 is exact there) and go through the
-// float32 micro kernel, the odd k of a pair before the even one, as vdpbf16ps has it. So all levels
-// but AMX give the same bits.
+// float32 micro kernel, the odd k of a pair before the even one, as vdpbf16ps has it. So AVX2 and
+// AVX-512 give the same bits, with the instruction or without; the generic level's K blocks are
+// half as deep.
 #pragma once
 
 #include <atomic>
