@@ -13,7 +13,7 @@ void fwd_row(const T* x, const T* bias, T* out, T* slope, int64_t n) {
     for_lanes<T>(n, [&](int64_t i, auto tail) {
         typename Lanes<T>::V z = load(x + i, tail);
         if (bias) z = z + load(bias + i, tail);
-        auto y = kTanh ? gelu_tanh_with_slope(z) : gelu_with_slope(z);
+        auto y = kTanh ? gelu_tanh_for<T>(z) : gelu_for<T>(z);
         if (slope) store(slope + i, y.slope, tail);
         store(out + i, y.value, tail);
     });

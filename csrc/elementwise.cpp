@@ -1,8 +1,10 @@
 // Elementwise kernels: the loops around the expressions of elementwise.h. Each expression is
 // compiled for vectors of float32 (which serve float32, float16 and bfloat16), for double and,
 // where it makes sense, for int64 (all integers and bool); strides and dtypes are the business of
-// strided.h.
+// strided.h. Where all operands are bfloat16, tiles are, too: converted a vector at a time.
 #include "elementwise.h"
+
+#include <algorithm>
 
 #include "strided.h"
 #include "vmath.h"
@@ -21,30 +23,21 @@ namespace {
 
 #define c(value) splat<V>(value)
 
-// Applies op(V...) over n elements: whole vectors for float, with a partial one at the end.
-template <class Op, class... In>
-MG_INLINE void apply(Op op, int64_t n, float* out, const In*... in) {
-    int64_t i = 0;
-    for (; i + VL <= n; i += VL) store(out + i, op(load(in + i)...));
-    if (i < n) store(out + i, op(load(in + i, n - i)...), n - i);
-}
-template <class Op, class... In>
-MG_INLINE void apply(Op op, int64_t n, double* out, const In*... in) {
-    for (int64_t i = 0; i < n; i++) out[i] = op(in[i]...);
-}
-template <class Op, class... In>
-MG_INLINE void apply(Op op, int64_t n, int64_t* out, const In*... in) {
-    for (int64_t i = 0; i < n; i++) out[i] = op(in[i]...);
-}
-
 template <class C>
-struct VectorOf {
-    using type = C;
-};
-template <>
-struct VectorOf<float> {
-    using type = vf;
-};
+using VectorOf = std::conditional_t<std::is_same_v<C, float> || std::is_same_v<C, bf16>, vf, C>;
+
+// Applies op(V...) over n elements: by whole vectors where there are, with a partial one at the
+// end.
+template <class Op, class C, class... In>
+MG_INLINE void apply(Op op, int64_t n, C* out, const In*... in) {
+    int64_t i = 0;
+    if constexpr (std::is_same_v<VectorOf<C>, vf>) {
+        for (; i + VL <= n; i += VL) store(out + i, op(load(in + i)...));
+        if (i < n) store(out + i, op(load(in + i, n - i)...), n - i);
+    } else {
+        for (; i < n; i++) out[i] = op(in[i]...);
+    }
+}
 
 // ---- tile loops, one set per table line; a missing int64 loop is a null pointer ----
 
@@ -60,14 +53,16 @@ using TruthTile = void (*)(int64_t n, const C* a, const C* b, uint8_t* out);
 #define UNARY_TILE(name, types, value, gradient)                                          \
     template <class C>                                                                    \
     void name##_tile(int64_t n, const C* xs, [[maybe_unused]] double parameter, C* out) { \
-        using V = typename VectorOf<C>::type;                                             \
+        using T [[maybe_unused]] = C;                                                     \
+        using V = VectorOf<C>;                                                            \
         [[maybe_unused]] const V p = c(parameter);                                        \
         apply([&](V x) -> V { return value; }, n, out, xs);                               \
     }                                                                                     \
     template <class C>                                                                    \
     void name##_bwd_tile(int64_t n, const C* gs, const C* xs, const C* ys,                \
                          [[maybe_unused]] double parameter, C* out) {                     \
-        using V = typename VectorOf<C>::type;                                             \
+        using T [[maybe_unused]] = C;                                                     \
+        using V = VectorOf<C>;                                                            \
         [[maybe_unused]] const V p = c(parameter);                                        \
         apply([&]([[maybe_unused]] V g, [[maybe_unused]] V x,                             \
                   [[maybe_unused]] V y) -> V { return gradient; },                        \
@@ -78,7 +73,7 @@ MG_UNARY(UNARY_TILE)
 #define BINARY_TILE(name, types, value)                              \
     template <class C>                                               \
     void name##_tile(int64_t n, const C* as, const C* bs, C* out) {  \
-        using V = typename VectorOf<C>::type;                        \
+        using V = VectorOf<C>;                                       \
         apply([&](V a, V b) -> V { return value; }, n, out, as, bs); \
     }
 MG_BINARY(BINARY_TILE)
@@ -153,6 +148,12 @@ void run_comparison(const char* name, TruthTile<C> tile, const Array& a, const A
 #define INT64_any(function) function<int64_t>
 #define INT64_real(function) nullptr
 
+// Whether tiles are of bfloat16: all operands are that are there.
+bool all_bf16(std::initializer_list<const Array*> operands) {
+    return std::all_of(operands.begin(), operands.end(),
+                       [](const Array* a) { return !*a || a->dtype == DType::bf16; });
+}
+
 // Picks the loop for the dtype.
 #define DISPATCH(name, types, tile, run, Tile, dtype, ...)                                         \
     for_compute_type(dtype, [&](auto type) {                                                       \
@@ -170,9 +171,12 @@ void run_comparison(const char* name, TruthTile<C> tile, const Array& a, const A
 
 #define UNARY(name, types, value, gradient)                                                       \
     void name(const Array& x, const Array& out, double p) {                                       \
+        if (all_bf16({&x, &out})) return run_unary<bf16>(#name, name##_tile<bf16>, x, out, p);    \
         DISPATCH(name, types, name##_tile, run_unary, UnaryTile, x.dtype, x, out, p);             \
     }                                                                                             \
     void name##_bwd(const Array& g, const Array& x, const Array& y, const Array& out, double p) { \
+        if (all_bf16({&g, &x, &y, &out}))                                                         \
+            return run_unary_bwd<bf16>(#name "_bwd", name##_bwd_tile<bf16>, g, x, y, out, p);     \
         DISPATCH(name##_bwd, real, name##_bwd_tile, run_unary_bwd, GradTile, g.dtype, g, x, y,    \
                  out, p);                                                                         \
     }
@@ -180,6 +184,8 @@ MG_UNARY(UNARY)
 
 #define BINARY(name, types, value)                                                      \
     void name(const Array& a, const Array& b, const Array& out) {                       \
+        if (all_bf16({&a, &b, &out}))                                                   \
+            return run_binary<bf16>(#name, name##_tile<bf16>, a, b, out);               \
         DISPATCH(name, types, name##_tile, run_binary, BinaryTile, a.dtype, a, b, out); \
     }
 MG_BINARY(BINARY)

@@ -2,7 +2,7 @@
 // ("any" includes integers, "real" is floating point only) and its expression; elementwise.cpp
 // makes the loops, bindings.cpp the names. Expressions are written once for vectors of float32 and
 // for double (and int64) scalars: x, a, b are inputs, y the forward result, g the incoming
-// gradient, p a parameter, and c(…) a constant.
+// gradient, p a parameter, c(…) a constant, and T the type whose precision the result needs.
 #pragma once
 
 // clang-format off
@@ -32,8 +32,8 @@
     X(elu, real, select(x > c(0), x, p * expm1(x)), select(x > c(0), g, g * p * exp(x)))         \
     X(selu, real, c(kSeluScale) * select(x > c(0), x, c(kSeluAlpha) * expm1(x)),                 \
       g * c(kSeluScale) * select(x > c(0), c(1), c(kSeluAlpha) * exp(x)))                        \
-    X(gelu, real, gelu(x), g * gelu_grad(x))                                                     \
-    X(gelu_tanh, real, gelu_tanh(x), g * gelu_tanh_grad(x))
+    X(gelu, real, gelu_for<T>(x).value, g * gelu_for<T>(x).slope)                                \
+    X(gelu_tanh, real, gelu_tanh_for<T>(x).value, g * gelu_tanh_for<T>(x).slope)
 
 // name, types, value
 #define MG_BINARY(X)                                                                             \

@@ -9,7 +9,7 @@ void load_strided(DType dtype, const char* p, int64_t step, int64_t n, C* tile) 
     for_dtype(dtype, [&](auto type) {
         using T = decltype(type);
         if (step == 0) {
-            C value = from_storage<C>(*reinterpret_cast<const T*>(p));
+            C value = to_tile<C>(*reinterpret_cast<const T*>(p));
             for (int64_t i = 0; i < n; i++) tile[i] = value;
             return;
         }
@@ -20,7 +20,7 @@ void load_strided(DType dtype, const char* p, int64_t step, int64_t n, C* tile) 
                 for (; i + VL <= n; i += VL)
                     store(tile + i, load(reinterpret_cast<const T*>(p) + i));
         }
-        for (; i < n; i++) tile[i] = from_storage<C>(*reinterpret_cast<const T*>(p + i * step));
+        for (; i < n; i++) tile[i] = to_tile<C>(*reinterpret_cast<const T*>(p + i * step));
     });
 }
 
@@ -34,13 +34,15 @@ void store_strided(DType dtype, char* p, int64_t step, int64_t n, const C* tile)
             if (step == sizeof(T))
                 for (; i + VL <= n; i += VL) store(reinterpret_cast<T*>(p) + i, load(tile + i));
         }
-        for (; i < n; i++) *reinterpret_cast<T*>(p + i * step) = ToStorage<T>::of(tile[i]);
+        for (; i < n; i++) *reinterpret_cast<T*>(p + i * step) = from_tile<T>(tile[i]);
     });
 }
 
 template void load_strided(DType, const char*, int64_t, int64_t, float*);
 template void load_strided(DType, const char*, int64_t, int64_t, double*);
 template void load_strided(DType, const char*, int64_t, int64_t, int64_t*);
+template void load_strided(DType, const char*, int64_t, int64_t, bf16*);
+template void store_strided(DType, char*, int64_t, int64_t, const bf16*);
 template void store_strided(DType, char*, int64_t, int64_t, const float*);
 template void store_strided(DType, char*, int64_t, int64_t, const double*);
 template void store_strided(DType, char*, int64_t, int64_t, const int64_t*);

@@ -148,6 +148,24 @@ struct ToStorage<b8> {
     }
 };
 
+// From storage to an element of a tile, and back: which may be bfloat16 itself.
+template <class C, class T>
+MG_INLINE C to_tile(T value) {
+    if constexpr (std::is_same_v<C, bf16>) {
+        return ToStorage<bf16>::of(from_storage<float>(value));
+    } else {
+        return from_storage<C>(value);
+    }
+}
+template <class T, class C>
+MG_INLINE T from_tile(C value) {
+    if constexpr (std::is_same_v<C, bf16>) {
+        return ToStorage<T>::of(to_float(value));
+    } else {
+        return ToStorage<T>::of(value);
+    }
+}
+
 template <class Body>
 inline void for_dtype(DType t, Body&& body) {
     switch (t) {
@@ -178,6 +196,8 @@ template <>
 inline constexpr DType kNative<double> = DType::f64;
 template <>
 inline constexpr DType kNative<int64_t> = DType::i64;
+template <>
+inline constexpr DType kNative<bf16> = DType::bf16;
 
 template <class C>
 void load_strided(DType dtype, const char* p, int64_t step, int64_t n, C* tile);

@@ -250,19 +250,12 @@ MG_INLINE WithSlope<vf> gelu_with_slope(vf x) {
     vf slope = fma(near, e * broadcast(0.398942280f), cdf);
     return {value, select(x != x, x, slope)};
 }
-MG_INLINE vf gelu(vf x) { return gelu_with_slope(x).value; }
-MG_INLINE vf gelu_grad(vf x) { return gelu_with_slope(x).slope; }
-MG_INLINE double gelu(double x) {
-    if (x == -std::numeric_limits<double>::infinity()) return 0.0;
-    return 0.5 * x * std::erfc(-x * 0.70710678118654752);
-}
-
-MG_INLINE double gelu_grad(double x) {
+MG_INLINE WithSlope<double> gelu_with_slope(double x) {
+    double cdf = 0.5 * std::erfc(-x * 0.70710678118654752);
     double limited = std::fmax(std::fmin(x, 40.0), -40.0);
-    return 0.5 * std::erfc(-x * 0.70710678118654752) +
-           limited * 0.39894228040143268 * std::exp(-0.5 * limited * limited) + (x - x);
+    double slope = limited * 0.39894228040143268 * std::exp(-0.5 * limited * limited);
+    return {cdf == 0.0 ? 0.0 : x * cdf, select(x != x, x, cdf + slope)};
 }
-MG_INLINE WithSlope<double> gelu_with_slope(double x) { return {gelu(x), gelu_grad(x)}; }
 
 // Within 3 ULP.
 MG_INLINE vf erf(vf x) {
@@ -296,13 +289,61 @@ MG_INLINE WithSlope<V> gelu_tanh_with_slope(V x) {
         splat<V>(1.5957691216057308) * (splat<V>(1) + splat<V>(3 * 0.044715) * limited * limited);
     return {value, select(x != x, x, s + limited * s * rest * inner)};
 }
-template <class V>
-MG_INLINE V gelu_tanh(V x) {
-    return gelu_tanh_with_slope(x).value;
+
+// ---- the same for results that are rounded to bfloat16, which keeps eight bits ----
+
+// 2^x for x in [-126, 126], within 2^-13.7 of it.
+MG_INLINE vf exp2_of_8_bits(vf x) {
+    constexpr float c[] = {9.99928072e-1f, 6.93261039e-1f, 2.42611143e-1f, 5.51716704e-2f};
+    vf magic = broadcast(12582912.0f), shifted = x + magic;  // as in reduce_ln2
+    return Reduced{shifted, {}}.scale(polynomial(x - (shifted - magic), c));
 }
-template <class V>
-MG_INLINE V gelu_tanh_grad(V x) {
-    return gelu_tanh_with_slope(x).slope;
+
+// GELU's forms with relative errors below 2^-13 (the slopes': absolute), down to 2^-122.
+MG_INLINE WithSlope<vf> gelu_of_8_bits(vf x) {
+    constexpr float p[] = {5.00011440e-1f, 2.77117960e-1f, 6.20385300e-2f};
+    constexpr float q[] = {1.0f, 1.35283653e+0f, 6.99905610e-1f, 1.55319600e-1f};
+    vf z = at_most(abs(x), kNormalEnd);
+    vf power = exp2_of_8_bits(z * z * broadcast(-0.721347520f));
+    vf e = select(z == broadcast(kNormalEnd), vf{}, power);
+    vf tail = e * (polynomial(z, p) / polynomial(z, q));
+    vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
+    vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd);
+    vf slope = fma(near, e * broadcast(0.398942280f), cdf);
+    return {fma(-z, tail, positive_part(x)), select(x != x, x, slope)};
+}
+MG_INLINE WithSlope<vf> gelu_tanh_of_8_bits(vf x) {
+    constexpr double k = 1.5957691216057308, log2_e = 1.4426950408889634;
+    vf near = gelu_tanh_limited(x), square = near * near;
+    vf v = near * fma(square, splat<vf>(k * log2_e * 0.044715), splat<vf>(k * log2_e));
+    vf least = broadcast(-126.0f), down = larger(-abs(v), least);
+    vf e = select(down == least, vf{}, exp2_of_8_bits(down));
+    vf large = broadcast(1.0f) / (broadcast(1.0f) + e), small = e * large;
+    vi below = x < vf{};
+    vf sigmoid = select(below, small, large);
+    vf inner = fma(square, splat<vf>(k * 3 * 0.044715), splat<vf>(k));
+    vf slope = fma(near * (small * large), inner, sigmoid);
+    vf value = select(below, near, x) * sigmoid;
+    vi nan = x != x;
+    return {select(nan, x, value), select(nan, x, slope)};
+}
+
+// GELU's forms as precise as T, in which their results are kept, needs them.
+template <class T, class V>
+MG_INLINE WithSlope<V> gelu_for(V x) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        return gelu_of_8_bits(x);
+    } else {
+        return gelu_with_slope(x);
+    }
+}
+template <class T, class V>
+MG_INLINE WithSlope<V> gelu_tanh_for(V x) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        return gelu_tanh_of_8_bits(x);
+    } else {
+        return gelu_tanh_with_slope(x);
+    }
 }
 
 // ---- sine and cosine ----

@@ -26,6 +26,8 @@ ELEMENTWISE_ULPS = 4.0
 EXACT = ("neg", "abs", "sign", "floor", "ceil", "round", "relu", "maximum", "minimum")
 GELU_TAIL_ULPS = 8.0  # below -1
 GELU_TANH_TAIL = 3.0  # below -1, by tanh: so many more for each unit of its argument
+BFLOAT16_ULPS = 0.53  # of bfloat16, down to 2^-122
+GELU_SLOPE = 2.0**-14  # beyond the rounding to bfloat16, absolute
 LOG_SOFTMAX_ULPS = 2.0  # of the greatest of |result|, |maximum| and 1
 LAYER_NORM = 2e-6  # absolute
 LAYER_NORM_GRADIENT = 5e-6
@@ -125,10 +127,17 @@ def ids(case: Case) -> str:
 
 
 @cache
-def exact_unary(name: str) -> Array:
+def every_bfloat16() -> Array:
+    """All of them but the denormal ones, as float32."""
+    x = (np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)).view(np.float32)
+    return np.append(x[(np.abs(x) >= LEAST) | (x == 0)], np.float32(np.nan))
+
+
+@cache
+def exact_unary(name: str, inputs: Callable[[], Array] = samples) -> Array:
     case = next(c for c in UNARY if c.name == name)
     with np.errstate(all="ignore"):
-        return REFERENCE.get(name, case.reference)(samples().astype(np.float64))
+        return REFERENCE.get(name, case.reference)(inputs().astype(np.float64))
 
 
 def promised_ulps(name: str, x: Array) -> Array | float:
@@ -168,6 +177,34 @@ def test_arithmetic_within_its_ulps_over_all_binades(case: Case, level: str) -> 
         exact = case.reference(a.astype(np.float64), b.astype(np.float64))
     bound = 0.0 if case.name in EXACT else 1.0 if case.name == "pow" else 0.5
     assert_ulps(case.op(mg.tensor(a), mg.tensor(b)), exact, bound, np.stack([a, b]))
+
+
+@pytest.mark.parametrize("case", UNARY, ids=ids)
+def test_function_of_every_bfloat16_within_its_rounding(case: Case, level: str) -> None:
+    x, exact = every_bfloat16(), exact_unary(case.name, every_bfloat16)
+    got = case.op(mg.tensor(x).to("bfloat16")).to("float32")
+    size = ulp(np.where(np.isfinite(exact), exact, 0.0), "bfloat16")
+    off = errors(got, exact) - 2.0**-122
+    assert (off <= BFLOAT16_ULPS * size).all(), f"at {x[np.argmax(off / size)]}"
+
+
+@pytest.mark.parametrize("name", ["gelu", "gelu_tanh"])
+def test_slope_of_gelu_at_every_bfloat16(name: str, level: str) -> None:
+    x = every_bfloat16()
+    given = mg.tensor(x).to("bfloat16")
+    given.requires_grad = True
+    y = next(c for c in UNARY if c.name == name).op(given)
+    (slope,) = mg.grad(y, given, mg.ones(x.shape).to("bfloat16"))
+    near = np.clip(x.astype(np.float64), -16, 16)
+    if name == "gelu":
+        density = np.exp(-(near**2) / 2) / math.sqrt(2 * math.pi)
+        exact = 0.5 * _erfc(-near * math.sqrt(0.5)) + near * density
+    else:
+        v = gelu_tanh_argument(near)
+        inner = 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * near**2)
+        exact = sigmoid(v) * (1 + near * sigmoid(-v) * inner)
+    bound = 0.5 * ulp(np.nan_to_num(exact), "bfloat16") + GELU_SLOPE
+    assert (errors(slope.to("float32"), exact) <= bound).all()
 
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_tanh", "silu"])
