@@ -36,7 +36,7 @@ MG_INLINE V affine(V normed, const T* weight, const T* bias, int64_t i, Tail tai
 
 template <class T, class Out>
 void layer_norm_row(const T* x, const T* weight, const T* bias, Out* out, int64_t n, double eps,
-                    typename Lanes<T>::S& mean, typename Lanes<T>::S& rstd,
+                    typename Lanes<T>::S& mean, typename Lanes<T>::S& rstd, bool past,
                     const std::array<NextRow, 2>& ahead) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
@@ -52,7 +52,7 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, Out* out, int64_
     S variance = std::max(squares / count - shift * shift, S(0));
     S scale = S(1) / std::sqrt(variance + static_cast<S>(eps));
     V s = splat<V>(shift), k = splat<V>(scale);
-    for_lanes<T>(n, [&](int64_t i, auto tail) {
+    for_lanes<T>(n, past, [&](int64_t i, auto tail) {
         for (const NextRow& next : ahead) ask(next, i);
         V normed = ((load(x + i, tail) - c) - s) * k;
         store(out + i, affine(normed, weight, bias, i, tail), tail);
@@ -63,7 +63,7 @@ void layer_norm_row(const T* x, const T* weight, const T* bias, Out* out, int64_
 
 template <class T, class Out>
 void rms_norm_row(const T* x, const T* weight, Out* out, int64_t n, double eps,
-                  typename Lanes<T>::S& rstd, const std::array<NextRow, 2>& ahead) {
+                  typename Lanes<T>::S& rstd, bool past, const std::array<NextRow, 2>& ahead) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
     S squares = sum_row<T>(n, [&](int64_t i, auto tail) {
@@ -72,7 +72,7 @@ void rms_norm_row(const T* x, const T* weight, Out* out, int64_t n, double eps,
     });
     rstd = S(1) / std::sqrt(squares / static_cast<S>(n) + static_cast<S>(eps));
     V k = splat<V>(rstd);
-    for_lanes<T>(n, [&](int64_t i, auto tail) {
+    for_lanes<T>(n, past, [&](int64_t i, auto tail) {
         for (const NextRow& next : ahead) ask(next, i);
         store(out + i,
               affine(V(load(x + i, tail)) * k, weight, static_cast<const T*>(nullptr), i, tail),
@@ -85,7 +85,7 @@ void rms_norm_row(const T* x, const T* weight, Out* out, int64_t n, double eps,
 template <bool kCentred, class T, class G>
 void norm_bwd_row(const G* g, const T* g_summed, const T* x, const T* weight,
                   typename Lanes<T>::S mean, typename Lanes<T>::S rstd, T* dx, bf16* dx_update,
-                  typename Lanes<T>::S* dweight, typename Lanes<T>::S* dbias, int64_t n,
+                  typename Lanes<T>::S* dweight, typename Lanes<T>::S* dbias, int64_t n, bool past,
                   const std::array<NextRow, 3>& ahead) {
     using V = typename Lanes<T>::V;
     using S = typename Lanes<T>::S;
@@ -107,7 +107,7 @@ void norm_bwd_row(const G* g, const T* g_summed, const T* x, const T* weight,
         });
         mean_g = splat<V>(kCentred ? sum_g / count : S(0)), mean_gx = splat<V>(sum_gx / count);
     }
-    for_lanes<T>(n, [&](int64_t i, auto tail) {
+    for_lanes<T>(n, past, [&](int64_t i, auto tail) {
         for (const NextRow& next : ahead) ask(next, i);
         V grad = load(g + i, tail), hat = normed(i, tail);
         if (dx || dx_update) {
@@ -115,12 +115,18 @@ void norm_bwd_row(const G* g, const T* g_summed, const T* x, const T* weight,
             if (g_summed) d = d + load(g_summed + i, tail);
             if (dx) store(dx + i, d, tail);
             if constexpr (std::is_same_v<V, vf>)
-                if (dx_update) store(dx_update + i, d, tail);
+                if (dx_update) store(dx_update + i, d, kept(tail));
         }
-        if (dweight) store(dweight + i, load(dweight + i, tail) + grad * hat, tail);
-        if (dbias) store(dbias + i, load(dbias + i, tail) + grad, tail);
+        V weight_sum{}, bias_sum{};  // read before either is written, which may be 4 KB behind
+        if (dweight) weight_sum = load(dweight + i, tail);
+        if (dbias) bias_sum = load(dbias + i, tail);
+        if (dweight) store(dweight + i, weight_sum + grad * hat, kept(tail));
+        if (dbias) store(dbias + i, bias_sum + grad, kept(tail));
     });
 }
+
+// Elements between rows of sums: rows a multiple of 4 KB apart would share sets of the first cache.
+constexpr int64_t kApart = 272;
 
 template <bool kCentred>
 void norm_bwd(const char* kernel, const Array& g, const Array& g_summed, const Array& x,
@@ -138,11 +144,12 @@ void norm_bwd(const char* kernel, const Array& g, const Array& g_summed, const A
         using S = typename Lanes<T>::S;
         check_vector(kernel, mean, n_rows, Lanes<T>::statistics);
         check_vector(kernel, rstd, n_rows, Lanes<T>::statistics);
-        bool sums = dweight || dbias;
-        Scratch<S> partial(sums ? 2 * blocks * n_cols + 1 : 1);
+        bool sums = dweight || dbias, past = streamed_rows(g, dx);
+        int64_t step = n_cols + kApart;
+        Scratch<S> partial(sums ? 2 * blocks * step + 1 : 1);
         parallel_for(blocks, [&](int64_t block) {
-            S* weight_sums = dweight ? partial.get() + 2 * block * n_cols : nullptr;
-            S* bias_sums = dbias ? partial.get() + (2 * block + 1) * n_cols : nullptr;
+            S* weight_sums = dweight ? partial.get() + 2 * block * step : nullptr;
+            S* bias_sums = dbias ? partial.get() + (2 * block + 1) * step : nullptr;
             if (weight_sums) std::fill_n(weight_sums, n_cols, S(0));
             if (bias_sums) std::fill_n(bias_sums, n_cols, S(0));
             for (int64_t r = block * rows; r < std::min(n_rows, (block + 1) * rows); r++)
@@ -151,11 +158,13 @@ void norm_bwd(const char* kernel, const Array& g, const Array& g_summed, const A
                         row<decltype(g_type)>(g, r), row<T>(g_summed, r), row<T>(x, r),
                         weight.ptr<T>(), kCentred ? mean.ptr<S>()[r] : S(0), rstd.ptr<S>()[r],
                         row<T>(dx, r), row<bf16>(dx_update, r), weight_sums, bias_sums, n_cols,
-                        {next_row(g, r), next_row(g_summed, r), next_row(x, r)});
+                        past,
+                        {next_row(g, r, past), next_row(g_summed, r, past), next_row(x, r, past)});
                 });
+            if (past) streams_done();
         });
-        if (dweight) add_blocks(partial.get(), blocks, 2 * n_cols, n_cols, dweight.ptr<T>());
-        if (dbias) add_blocks(partial.get() + n_cols, blocks, 2 * n_cols, n_cols, dbias.ptr<T>());
+        if (dweight) add_blocks(partial.get(), blocks, 2 * step, n_cols, dweight.ptr<T>());
+        if (dbias) add_blocks(partial.get() + step, blocks, 2 * step, n_cols, dbias.ptr<T>());
     });
 }
 
@@ -183,13 +192,13 @@ void layer_norm_fwd(const Array& x, const Array& residual, const Array& weight, 
         using S = typename Lanes<T>::S;
         check_vector(kernel, mean, x.shape[0], Lanes<T>::statistics);
         check_vector(kernel, rstd, x.shape[0], Lanes<T>::statistics);
-        parallel_chunks(x.shape[0], rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
+        for_row_chunks(x, out, [&](int64_t begin, int64_t end, bool past) {
             for (int64_t r = begin; r < end; r++)
                 for_row_type<T>(out, [&](auto out_type) {
                     layer_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(),
                                    bias.ptr<T>(), row<decltype(out_type)>(out, r), n_cols, eps,
-                                   mean.ptr<S>()[r], rstd.ptr<S>()[r],
-                                   {next_row(x, r), next_row(residual, r)});
+                                   mean.ptr<S>()[r], rstd.ptr<S>()[r], past,
+                                   {next_row(x, r, past), next_row(residual, r, past)});
                 });
         });
     });
@@ -215,12 +224,12 @@ void rms_norm_fwd(const Array& x, const Array& residual, const Array& weight, co
         using T = decltype(type);
         using S = typename Lanes<T>::S;
         check_vector(kernel, rstd, x.shape[0], Lanes<T>::statistics);
-        parallel_chunks(x.shape[0], rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
+        for_row_chunks(x, out, [&](int64_t begin, int64_t end, bool past) {
             for (int64_t r = begin; r < end; r++)
                 for_row_type<T>(out, [&](auto out_type) {
                     rms_norm_row(summed_row<T>(x, residual, summed, r), weight.ptr<T>(),
                                  row<decltype(out_type)>(out, r), n_cols, eps, rstd.ptr<S>()[r],
-                                 {next_row(x, r), next_row(residual, r)});
+                                 past, {next_row(x, r, past), next_row(residual, r, past)});
                 });
         });
     });

@@ -60,6 +60,28 @@ MG_INLINE V keep_first(V v, Whole, double) {
     return v;
 }
 
+// A whole step whose results are stored past the caches.
+struct Streamed {};
+template <class T>
+MG_INLINE auto load(const T* p, Streamed) {
+    return load(p);
+}
+template <class T, class V>
+MG_INLINE void store(T* p, V v, Streamed) {
+    stream(p, v);
+}
+template <class V>
+MG_INLINE V keep_first(V v, Streamed, double) {
+    return v;
+}
+// The tail for what is stored beside such results, and read again soon.
+template <class Tail>
+MG_INLINE Tail kept(Tail tail) {
+    return tail;
+}
+MG_INLINE Whole kept(Streamed) { return {}; }
+MG_INLINE void stream(double* p, double v) { *p = v; }
+
 // body(i, Whole) for whole steps over n elements of T, then body(i, count) for the rest.
 template <class T, class Body>
 MG_INLINE void for_lanes(int64_t n, Body&& body) {
@@ -67,6 +89,20 @@ MG_INLINE void for_lanes(int64_t n, Body&& body) {
     int64_t i = 0;
     for (; i + N <= n; i += N) body(i, Whole{});
     if (i < n) body(i, n - i);
+}
+
+// The same with Streamed for Whole where results go past the caches.
+template <class T, class Body>
+MG_INLINE void for_lanes(int64_t n, bool streamed, Body&& body) {
+    if constexpr (kStreams && Lanes<T>::N > 1) {
+        if (streamed) {
+            int64_t i = 0;
+            for (; i + VL <= n; i += VL) body(i, Streamed{});
+            if (i < n) body(i, n - i);
+            return;
+        }
+    }
+    for_lanes<T>(n, body);
 }
 
 // Sums in blocks of this many steps, so that the error does not grow with the length of a row, and
@@ -149,19 +185,41 @@ MG_INLINE T* row(const Array& x, int64_t r) {
     return x ? x.ptr<T>() + r * x.strides[0] : nullptr;
 }
 
-// The row after r, or null behind the last one. A kernel that makes several passes over a row asks
-// memory for the next one (`ask`) in the last of them, which works from the first cache: memory
-// would rest meanwhile.
+// Whether rows of results go past the caches: whole lines of them, so many that they would not stay
+// there, and not in place, where the lines are in the caches already.
+inline bool streamed_rows(const Array& x, const Array& out) {
+    int64_t item = itemsize(out.dtype);
+    return out && out.data != x.data && out.shape[0] * out.shape[1] * item >= kStreamedBytes &&
+           out.strides[0] * item % 64 == 0 && reinterpret_cast<uintptr_t>(out.data) % 64 == 0;
+}
+
+// body(begin, end, past) for chunks of rows, one a task;
+// past: whether the rows of `out`, made from x, go past the caches.
+template <class Body>
+inline void for_row_chunks(const Array& x, const Array& out, Body&& body) {
+    bool past = streamed_rows(x, out);
+    // What is asked for behind the last row of a chunk, another thread may take.
+    int64_t rows = rows_per_task(out.shape[1]) * (past ? 4 : 1);
+    parallel_chunks(out.shape[0], rows, [&](int64_t begin, int64_t end) {
+        body(begin, end, past);
+        if (past) streams_done();
+    });
+}
+
+// The row after r, or null behind the last one. Where rows come from memory, a kernel that makes
+// several passes over each asks for the next one (`ask`) in the last of them, which works from the
+// first cache: memory would rest meanwhile. Asked into the second, as the first has the row itself.
 struct NextRow {
     const char* at;
     int64_t item;
 };
-MG_INLINE NextRow next_row(const Array& x, int64_t r) {
+MG_INLINE NextRow next_row(const Array& x, int64_t r, bool from_memory) {
     int64_t item = itemsize(x.dtype);
-    return {x && r + 1 < x.shape[0] ? x.data + (r + 1) * x.strides[0] * item : nullptr, item};
+    bool there = from_memory && x && r + 1 < x.shape[0];
+    return {there ? x.data + (r + 1) * x.strides[0] * item : nullptr, item};
 }
 MG_INLINE void ask(const NextRow& next, int64_t i) {
-    if (next.at) __builtin_prefetch(next.at + i * next.item);
+    if (next.at) __builtin_prefetch(next.at + i * next.item, 0, 2);
 }
 
 // body(T{}), or body(bf16{}) where rows beside float32 ones are of that, as in mixed precision.

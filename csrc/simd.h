@@ -235,8 +235,9 @@ MG_INLINE vu bf16_bits(vf v) {
     return (vi)(v != v) ? nan : rounded;
 }
 
-MG_INLINE void store(bf16* p, vf v) {
-#if defined(MG_AVX512) && !defined(MG_ISA_MODEL)
+#if defined(MG_AVX512)
+MG_INLINE __m256i to_bf16(vf v) {
+#if !defined(MG_ISA_MODEL)
     // One instruction, which takes denormals for zero: those go the long way. In assembler, as the
     // intrinsic would ask for the feature in every function that this is inlined into.
     __mmask16 small = _mm512_testn_epi32_mask((__m512i)v, _mm512_set1_epi32(0x7f800000));
@@ -245,19 +246,20 @@ MG_INLINE void store(bf16* p, vf v) {
     if (has_dot() && !denormal) {
         __m256i rounded;
         asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"((__m512)v));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded);
-        return;
+        return rounded;
     }
 #endif
-#if defined(MG_AVX512) || defined(MG_AVX2)
-    vu out = bf16_bits(v);
+    return _mm512_cvtepi32_epi16((__m512i)bf16_bits(v));
+}
+#endif
+
+MG_INLINE void store(bf16* p, vf v) {
 #if defined(MG_AVX512)
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16((__m512i)out));
-#else
-    __m256i packed = _mm256_packus_epi32((__m256i)out, (__m256i)out);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v));
+#elif defined(MG_AVX2)
+    __m256i packed = _mm256_packus_epi32((__m256i)bf16_bits(v), (__m256i)bf16_bits(v));
     packed = _mm256_permute4x64_epi64(packed, 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
-#endif
 #else
     for (int i = 0; i < VL; i++) p[i] = to_bf16(v[i]);
 #endif
@@ -282,6 +284,32 @@ MG_INLINE void store(f16* p, vf v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, 0));
 #else
     for (int i = 0; i < VL; i++) p[i] = to_f16(v[i]);
+#endif
+}
+
+// Stores to aligned memory past the caches, which need not fetch the lines that they fill; other
+// threads see them after `streams_done`. With 64 bytes a vector only: smaller ones fill a line in
+// pieces.
+constexpr bool kStreams = kVectorBytes == 64;
+constexpr int64_t kStreamedBytes = int64_t{1} << 24;  // results that would not stay in the caches
+MG_INLINE void stream(float* p, vf v) {
+#if defined(MG_AVX512)
+    _mm512_stream_ps(p, (__m512)v);
+#else
+    store(p, v);
+#endif
+}
+MG_INLINE void stream(bf16* p, vf v) {
+#if defined(MG_AVX512)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), to_bf16(v));
+#else
+    store(p, v);
+#endif
+}
+MG_INLINE void stream(f16* p, vf v) { store(p, v); }
+MG_INLINE void streams_done() {
+#if defined(MG_AVX512)
+    _mm_sfence();
 #endif
 }
 

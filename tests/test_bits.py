@@ -260,6 +260,28 @@ def test_row_does_not_depend_on_its_batch(name: str, dtype: str, level: str) -> 
     assert same_bits([last], [whole[-1:]])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "softmax", "log_softmax"])
+def test_row_does_not_depend_on_whether_results_go_past_the_caches(
+    name: str, dtype: str, level: str
+) -> None:
+    """As those of 16 MiB and more do, forward and backward."""
+    columns = 2048
+    rows = (1 << 24) // (columns * (4 if dtype == "float32" else 2)) + 37
+    options = {"weight": like(mg.tensor([0.0], dtype), columns)} if "norm" in name else {}
+
+    def outputs(array: Array, gradient: Array) -> list[Array]:
+        x = mg.tensor(array, dtype, requires_grad=True)
+        y = getattr(mg, name)(x, **options)
+        (dx,) = mg.grad(y, x, mg.tensor(gradient, dtype))
+        return [y.numpy(), dx.numpy()]
+
+    x, g = (normal(rows, columns, seed=i) for i in (4, 5))
+    whole = outputs(x, g)
+    for part in (slice(0, 300), slice(rows - 300, rows)):
+        assert same_bits(outputs(x[part], g[part]), [w[part] for w in whole])
+
+
 @pytest.mark.parametrize("depth", [520, 1024])  # rows 4 KB apart are packed on AVX-512
 @pytest.mark.parametrize("weight", [False, True], ids=["rows", "columns"])
 def test_row_of_a_product_does_not_depend_on_the_number_of_rows(
