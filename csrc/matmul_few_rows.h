@@ -133,17 +133,18 @@ inline void few_rows_in_registers(const Product&) {}
 
 constexpr int64_t kPiece = 64;  // k: 4 KB of a panel on AVX2
 
-// The sums of kRows rows by a panel, (kRows, kNR), or by its first kVectors vectors, go on over kc
-// k; meanwhile n_lines are asked for.
+// The sums of kRows rows by a panel, (kRows, kVectors * VL), go on over kc k; meanwhile n_lines are
+// asked for.
 template <int kRows, int kVectors, bool kPacked>
 __attribute__((noinline)) void add_piece(int64_t kc, const float* a, int64_t a_row, const float* b,
                                          float* sums, Ahead& ahead, int64_t n_lines) {
+    constexpr int64_t width = kVectors * VL;
     vf sum[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < kVectors; v++) sum[r][v] = load(sums + r * kNR + v * VL);
+        for (int v = 0; v < kVectors; v++) sum[r][v] = load(sums + r * width + v * VL);
     auto add = [&](int64_t k) {
         vf column[kVectors];
-        for (int v = 0; v < kVectors; v++) column[v] = load(b + k * kNR + v * VL);
+        for (int v = 0; v < kVectors; v++) column[v] = load(b + k * width + v * VL);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++) {
             vf x = broadcast(kPacked ? a[k * kFewRows + r] : a[r * a_row + k]);
@@ -160,7 +161,7 @@ __attribute__((noinline)) void add_piece(int64_t kc, const float* a, int64_t a_r
     }
     for (; k < kc; k++) add(k);
     for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < kVectors; v++) store(sums + r * kNR + v * VL, sum[r][v]);
+        for (int v = 0; v < kVectors; v++) store(sums + r * width + v * VL, sum[r][v]);
 }
 
 // The columns [j, j + kNR) of C; a_packed, A as (k, kFewRows), is null where A is read in place.
@@ -221,57 +222,57 @@ inline void few_rows_by_pieces(const Product& p) {
 // where they fill them.
 inline bool fits_exchanged(const Product& p) {
     int64_t lanes = (p.m + VL - 1) / VL * VL;
-    return p.m <= kNR && 5 * p.m >= 4 * lanes && p.b.row == 1 && p.b.dtype == DType::f32 &&
-           !rows_collide(p.b.col);
+    return p.m <= kNR && 5 * p.m >= 4 * lanes && p.n >= kMR && p.b.row == 1 &&
+           p.b.dtype == DType::f32 && !rows_collide(p.b.col);
 }
 
-// The columns [j, j + cols) of C; a_packed is A as (k, kNR).
+// The columns [j, j + kMR) of C, of which those before `first` are another block's; a_packed is A
+// as (k, kVectors * VL).
 template <int kVectors>
-void exchanged_block(const Product& p, const float* a_packed, int64_t j, int64_t cols) {
-    alignas(64) float block[kMR * kNR] = {};  // Cᵀ
-    alignas(64) float sums[kMR * kNR];
+void exchanged_block(const Product& p, const float* a_packed, int64_t j, int64_t first) {
+    constexpr int64_t width = kVectors * VL;
+    alignas(64) float block[kMR * width] = {};  // Cᵀ
+    alignas(64) float sums[kMR * width];
     if (p.add)
         for (int64_t i = 0; i < p.m; i++)
-            for (int64_t r = 0; r < cols; r++) block[r * kNR + i] = p.c[i * p.c_row + j + r];
+            for (int64_t r = 0; r < kMR; r++) block[r * width + i] = p.c[i * p.c_row + j + r];
     Ahead ahead(p, j, kMR);
     for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
-        const float *b = p.b.at(k0, j).floats(), *a = a_packed + k0 * kNR;
-        int64_t kc = std::min(kKC, p.k - k0);
-        if (cols < kMR) {
-            Store s{block, kNR, p.add || k0 > 0, nullptr};
-            micro_rows<kVectors, false>(kc, b, p.b.col, a, s, cols, kVectors * VL);
-            continue;
-        }
-        std::fill_n(sums, kMR * kNR, 0.0f);
-        int64_t n_lines = kMR * kc * 4 / Ahead::kLine;
-        add_piece<kMR, kVectors, false>(kc, b, p.b.col, a, sums, ahead, n_lines);
-        for (int64_t i = 0; i < kMR * kNR; i += VL)
+        int64_t kc = std::min(kKC, p.k - k0), n_lines = kMR * kc * 4 / Ahead::kLine;
+        std::fill_n(sums, kMR * width, 0.0f);
+        add_piece<kMR, kVectors, false>(kc, p.b.at(k0, j).floats(), p.b.col, a_packed + k0 * width,
+                                        sums, ahead, n_lines);
+        for (int64_t i = 0; i < kMR * width; i += VL)
             store(block + i, p.add || k0 > 0 ? load(block + i) + load(sums + i) : load(sums + i));
     }
     for (int64_t i = 0; i < p.m; i++)
-        for (int64_t r = 0; r < cols; r++) {
-            float value = block[r * kNR + i];
+        for (int64_t r = first - j; r < kMR; r++) {
+            float value = block[r * width + i];
             p.c[i * p.c_row + j + r] = p.bias ? value + p.bias[j + r] : value;
         }
 }
 
-inline void few_rows_exchanged(const Product& p) {
-    Scratch<float> a_packed(p.k * kNR);
-    pack_panel<kNR>(p.a, p.m, p.k, a_packed.get());
+template <int kVectors>
+void few_rows_exchanged(const Product& p) {
+    constexpr int width = kVectors * VL;
+    Scratch<float> a_packed(p.k * width);
+    pack_panel<width>(p.a, p.m, p.k, a_packed.get());
+    // An even number of tasks as nearly of one size as can be, so that two threads end together.
     int64_t blocks = (p.n + kMR - 1) / kMR;
     int64_t per_task = std::max(kFewRowsAhead, kFewRowsTask / (p.k * kMR * 16));
-    parallel_chunks(blocks, per_task, [&](int64_t begin, int64_t end) {
-        for (int64_t j = begin * kMR; j < std::min(p.n, end * kMR); j += kMR) {
-            int64_t cols = std::min<int64_t>(kMR, p.n - j);
-            p.m > VL ? exchanged_block<2>(p, a_packed.get(), j, cols)
-                     : exchanged_block<1>(p, a_packed.get(), j, cols);
-        }
+    int64_t tasks = blocks <= per_task ? 1 : (blocks + 2 * per_task - 1) / (2 * per_task) * 2;
+    parallel_for(tasks, [&](int64_t task) {
+        int64_t begin = task * blocks / tasks;
+        Ahead(p, (begin - 1) * kMR, kMR).lines(kMR * p.k * 4 / Ahead::kLine);  // its first block
+        for (int64_t b = begin; b < (task + 1) * blocks / tasks; b++)
+            exchanged_block<kVectors>(p, a_packed.get(), std::min(b * kMR, p.n - kMR), b * kMR);
     });
 }
 
 inline void few_rows(const Product& p) {
     if (fits_registers(p)) return few_rows_in_registers(p);
-    fits_exchanged(p) ? few_rows_exchanged(p) : few_rows_by_pieces(p);
+    if (!fits_exchanged(p)) return few_rows_by_pieces(p);
+    p.m > VL ? few_rows_exchanged<2>(p) : few_rows_exchanged<1>(p);
 }
 
 }  // namespace mg

@@ -19,23 +19,34 @@
 namespace mg {
 namespace {
 
-constexpr size_t kHeader = kAlignment;         // keeps the block's class in front of the data
-constexpr size_t kHugePage = size_t{2} << 20;  // blocks from twice this size ask for huge pages
+constexpr size_t kHeader = kAlignment;           // keeps the block's class in front of the data
+constexpr size_t kHugePage = size_t{2} << 20;    // blocks from twice this size ask for huge pages
+constexpr size_t kSlabLeast = size_t{64} << 10;  // and from this one on they share some
+constexpr size_t kSlab = size_t{32} << 20;
 constexpr size_t kKeepAlways = size_t{256} << 20;
 constexpr int kClasses = 4 * 48;
 // From this size on a block is held against what the machine has free: the system promises more
 // memory than there is and ends the process when it is touched.
 constexpr size_t kAskFirst = size_t{1} << 30;
 
+// Huge pages that blocks are cut from, one after the other: reading a weight of a megabyte in order
+// takes a quarter longer by pages of 4 KB. Given back when none of its blocks is in use.
+struct Slab {
+    char *origin, *next, *end;
+    int64_t in_use;
+};
+
 struct Header {
     int size_class;
-    void* origin;
+    void* origin;  // of a block that is in no slab
+    Slab* slab;
     Arena* arena;
 };
 
 std::mutex mutex;
 using Lists = std::vector<void*>[kClasses];  // data pointers by size class
 Lists cached;
+std::vector<Slab*> slabs;  // the last one is cut from
 PoolStatistics statistics{};
 
 }  // namespace
@@ -65,12 +76,26 @@ Header* header_of(void* data) {
 }
 
 void free_cached() {
-    for (auto& list : cached) {
-        for (void* data : list) std::free(header_of(data)->origin);
-        list.clear();
-        list.shrink_to_fit();
-    }
     statistics.cached_bytes = 0;
+    for (int c = 0; c < kClasses; c++) {
+        auto goes = [&](void* data) {
+            Header* header = header_of(data);
+            if (header->slab != nullptr) return header->slab->in_use == 0;
+            std::free(header->origin);
+            return true;
+        };
+        auto& list = cached[c];
+        list.erase(std::remove_if(list.begin(), list.end(), goes), list.end());
+        list.shrink_to_fit();
+        statistics.cached_bytes += static_cast<int64_t>(list.size() * class_bytes(c));
+    }
+    auto idle = [](Slab* slab) {
+        if (slab->in_use > 0) return false;
+        std::free(slab->origin);
+        delete slab;
+        return true;
+    };
+    slabs.erase(std::remove_if(slabs.begin(), slabs.end(), idle), slabs.end());
 }
 
 // What the machine and the container have left, as far as they say.
@@ -88,19 +113,44 @@ size_t available_bytes() {
     return least;
 }
 
-void* system_allocate(int c) {
-    size_t bytes = class_bytes(c);
-    if (bytes >= kAskFirst && bytes > available_bytes()) return nullptr;
-    size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
-    // The header needs a line of its own; large blocks put it before the aligned start's data page.
+void* from_system(size_t bytes, size_t alignment) {
     void* origin = nullptr;
-    if (posix_memalign(&origin, alignment, bytes + kHeader) != 0) return nullptr;
+    if (posix_memalign(&origin, alignment, bytes) != 0) return nullptr;
 #if defined(__linux__)
     if (alignment == kHugePage) madvise(origin, bytes, MADV_HUGEPAGE);
 #endif
-    void* data = static_cast<char*>(origin) + kHeader;
-    *header_of(data) = {c, origin, nullptr};
     statistics.system_allocations++;
+    return origin;
+}
+
+// The slab to cut `bytes` from; null where the system has none.
+Slab* slab_with(size_t bytes) {
+    if (slabs.empty() || static_cast<size_t>(slabs.back()->end - slabs.back()->next) < bytes) {
+        auto* origin = static_cast<char*>(from_system(kSlab, kHugePage));
+        if (origin == nullptr) return nullptr;
+        slabs.push_back(new Slab{origin, origin, origin + kSlab, 0});
+    }
+    return slabs.back();
+}
+
+void* new_block(int c) {
+    size_t bytes = class_bytes(c);
+    if (bytes >= kAskFirst && bytes > available_bytes()) return nullptr;
+    // The header needs a line of its own; large blocks put it before the aligned start's data page.
+    Header header{c, nullptr, nullptr, nullptr};
+    char* origin;
+    if (bytes >= kSlabLeast && bytes < 2 * kHugePage) {
+        header.slab = slab_with(bytes + kHeader);
+        if (header.slab == nullptr) return nullptr;
+        origin = header.slab->next;
+        header.slab->next += bytes + kHeader;
+    } else {
+        header.origin = from_system(bytes + kHeader, bytes < kSlabLeast ? kAlignment : kHugePage);
+        if (header.origin == nullptr) return nullptr;
+        origin = static_cast<char*>(header.origin);
+    }
+    void* data = origin + kHeader;
+    *header_of(data) = header;
     return data;
 }
 
@@ -126,13 +176,14 @@ void* pool_allocate(size_t bytes, Arena* arena) {
         if (statistics.cached_bytes > static_cast<int64_t>(kKeepAlways) &&
             statistics.cached_bytes > statistics.live_bytes)
             free_cached();
-        data = system_allocate(c);
+        data = new_block(c);
         if (data == nullptr) {
             free_cached();
-            data = system_allocate(c);
+            data = new_block(c);
         }
         if (data == nullptr) throw std::bad_alloc();
     }
+    if (Slab* slab = header_of(data)->slab) slab->in_use++;
     if (arena != nullptr) {
         header_of(data)->arena = arena;
         arena->all.push_back(data);
@@ -148,6 +199,7 @@ namespace {
 void release(void* data) {  // with the lock held
     int c = header_of(data)->size_class;
     auto size = static_cast<int64_t>(class_bytes(c));
+    if (Slab* slab = header_of(data)->slab) slab->in_use--;
     cached[c].push_back(data);
     statistics.live_bytes -= size;
     statistics.cached_bytes += size;

@@ -20,6 +20,9 @@ def reset_peak_memory() -> None:
 
 
 def empty_cache() -> None:
-    """Gives cached, unused buffers back to the system."""
+    """Gives cached, unused buffers back to the system.
+
+    Those from 64 KiB to 4 MiB share huge pages, and go when all on theirs are unused.
+    """
     if dispatch._core is not None:
         dispatch._core.pool_trim()
