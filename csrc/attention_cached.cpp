@@ -42,10 +42,19 @@ Array seen(const Array& cache, int64_t n) {
     return x;
 }
 
-// scores[j] = q · key j, q in whole vectors, zeros behind.
+// Asks for a row that is read next, as the processor foresees no other row than that after this.
 template <class T>
-void dot_keys(const float* q, const T* keys, int64_t row, int64_t n, int64_t dim, float* scores) {
-    for (int64_t j = 0; j < n; j++, keys += row) {
+MG_INLINE void ask(const T* row, int64_t dim) {
+    for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(row + d, 0, 2);
+}
+
+// scores[j] = q · key j, q in whole vectors, zeros behind. Meanwhile the values are asked for.
+template <class T>
+void dot_keys(const float* q, const T* keys, int64_t row, int64_t n, int64_t dim, const T* values,
+              int64_t values_row, float* scores) {
+    for (int64_t j = 0; j < n; j++, keys += row, values += values_row) {
+        ask(values, dim);
         vf sum{}, other{};
         int64_t d = 0;
         for (; d + 2 * VL <= dim; d += 2 * VL) {
@@ -104,11 +113,11 @@ void one_query(const T* q, const Array& keys, const Array& values, int64_t b, in
     Scratch<float> buffer(padded(dim) + n + VL);
     float *query = buffer.get(), *scores = query + padded(dim);
     for (int64_t d = 0; d < dim; d += VL) store(query + d, load_up_to(q + d, dim - d));
-    dot_keys(query, head_of<T>(keys, b, kv, 0), keys.strides[2], n, dim, scores);
-    float inverse = softmax_scores(scores, n, scale);
-    constexpr int kBlock = 4;  // vectors: 32 features on AVX2, two whole lines
     const T* first = head_of<T>(values, b, kv, 0);
     int64_t row = values.strides[2], d = 0;
+    dot_keys(query, head_of<T>(keys, b, kv, 0), keys.strides[2], n, dim, first, row, scores);
+    float inverse = softmax_scores(scores, n, scale);
+    constexpr int kBlock = 4;  // vectors: 32 features on AVX2, two whole lines
     for (; d + kBlock * VL <= dim; d += kBlock * VL)
         weigh_values<kBlock>(scores, first + d, row, n, dim - d, inverse, out + d);
     for (; d < dim; d += VL) weigh_values<1>(scores, first + d, row, n, dim - d, inverse, out + d);
