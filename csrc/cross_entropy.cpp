@@ -20,6 +20,23 @@ void check(const char* kernel, const Array& logits, const Array& targets) {
         throw std::invalid_argument(std::string(kernel) + ": expected one target a row");
 }
 
+// The gradient of a row whose loss counts g.
+template <class T, class S>
+void bwd_row(const T* x, int64_t n, int64_t target, S g, S lse, S label_smoothing, T* dx) {
+    using V = typename Lanes<T>::V;
+    if (g == S(0)) {
+        for_lanes<T>(n, [&](int64_t i, auto tail) { store(dx + i, V{}, tail); });
+        return;
+    }
+    S even = label_smoothing / static_cast<S>(n);
+    S p = std::exp(value_at(x + target) - lse);  // dx may be x
+    V shift = splat<V>(lse), w = splat<V>(g), share = splat<V>(even);
+    for_lanes<T>(n, [&](int64_t i, auto tail) {
+        store(dx + i, (exp(V(load(x + i, tail)) - shift) - share) * w, tail);
+    });
+    set_value(dx + target, (p - even - (S(1) - label_smoothing)) * g);
+}
+
 }  // namespace
 
 void cross_entropy_fwd(const Array& logits, const Array& targets, const Array& loss,
@@ -65,6 +82,7 @@ void cross_entropy_fwd(const Array& logits, const Array& targets, const Array& l
     });
 }
 
+// dlogits may be logits itself.
 void cross_entropy_bwd(const Array& g, const Array& logits, const Array& targets, const Array& lse,
                        const Array& dlogits, int64_t ignore_index, double label_smoothing) {
     check("cross_entropy_bwd", logits, targets);
@@ -72,34 +90,16 @@ void cross_entropy_bwd(const Array& g, const Array& logits, const Array& targets
     int64_t n = logits.shape[1];
     for_float_dtype("cross_entropy_bwd", logits.dtype, [&](auto type) {
         using T = decltype(type);
-        using V = typename Lanes<T>::V;
         using S = typename Lanes<T>::S;
         if (g.ndim != 1 || g.dtype != Lanes<T>::statistics)
             unsupported("cross_entropy_bwd", g.dtype, "a gradient a row, in the loss's dtype");
+        S smoothing = static_cast<S>(label_smoothing);
         parallel_chunks(logits.shape[0], rows_per_task(n), [&](int64_t begin, int64_t end) {
             for (int64_t r = begin; r < end; r++) {
-                const T* x = row<T>(logits, r);
-                T* dx = row<T>(dlogits, r);
                 int64_t target = target_of(targets, r);
-                S weight = target == ignore_index ? S(0) : g.ptr<S>()[r * g.strides[0]];
-                S even = static_cast<S>(label_smoothing) / static_cast<S>(n);
-                V shift = splat<V>(lse.ptr<S>()[r]), w = splat<V>(weight), share = splat<V>(even);
-                if (weight == S(0)) {
-                    for_lanes<T>(n, [&](int64_t i, auto tail) { store(dx + i, V{}, tail); });
-                    continue;
-                }
-                S p = std::exp(value_at(x + target) - lse.ptr<S>()[r]);  // dx may be x
-                for_lanes<T>(n, [&](int64_t i, auto tail) {
-                    store(dx + i, (exp(V(load(x + i, tail)) - shift) - share) * w, tail);
-                });
-                S own = (p - even - (S(1) - static_cast<S>(label_smoothing))) * weight;
-                if constexpr (std::is_same_v<T, bf16>) {
-                    dx[target] = to_bf16(own);
-                } else if constexpr (std::is_same_v<T, f16>) {
-                    dx[target] = to_f16(own);
-                } else {
-                    dx[target] = own;
-                }
+                S counts = target == ignore_index ? S(0) : g.ptr<S>()[r * g.strides[0]];
+                bwd_row(row<T>(logits, r), n, target, counts, lse.ptr<S>()[r], smoothing,
+                        row<T>(dlogits, r));
             }
         });
     });

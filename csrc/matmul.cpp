@@ -15,12 +15,10 @@
 namespace mg {
 namespace {
 
-constexpr int64_t kMC = 4096 / kKC * kMR;    // 48 × 512 float32 = 96 KB of A on AVX2, in L2
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kSuperKPacked = 2 * kKC;   // where A is packed again for each chunk: 1024 columns
 constexpr int64_t kSmallWork = 1 << 18;      // multiply-adds not worth a second thread (some 5 us)
-constexpr int64_t kTasks = 8;                // tasks to aim for when blocks of rows are few
 
 // A packed panel of A, with room between it and the next: for what packing writes too much, and so
 // that panels do not all fall into the same lines of the first cache.
@@ -69,19 +67,8 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
         pack_panels<kNR>(p.b_panel(k0, j0 + j * kNR), std::min(end * kNR, n) - j * kNR, kc,
                          panel_at(kb, j), kc * kNR);
     });
-    bool small = p.m * n * depth < kSmallWork;
-    // An even number of blocks as nearly of one height as can be, so that two threads end together.
-    int64_t row_panels = (p.m + kMR - 1) / kMR;
-    int64_t row_blocks = small ? 1 : (p.m + 2 * kMC - 1) / (2 * kMC) * 2;
-    auto row_at = [&](int64_t block) { return block * row_panels / row_blocks * kMR; };
-    int64_t column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
-    int64_t panel_step = (panels + column_blocks - 1) / column_blocks;
-    column_blocks = (panels + panel_step - 1) / panel_step;
-    parallel_for(row_blocks * column_blocks, [&](int64_t task) {
-        int64_t i0 = row_at(task / column_blocks),
-                i1 = std::min(p.m, row_at(task / column_blocks + 1));
-        int64_t first = task % column_blocks * panel_step;
-        int64_t last = std::min(panels, first + panel_step);
+    BlockTasks tasks(p.m, panels, p.m * n * depth < kSmallWork, panels);
+    tasks.run([&](int64_t i0, int64_t i1, int64_t first, int64_t last) {
         Scratch<float> a_packed(p.direct_a() ? 1 : ((i1 - i0) / kMR + 1) * row_panel_size(kKC));
         for (int64_t kb = 0; kb < k_blocks; kb++) {
             int64_t k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);

@@ -163,9 +163,7 @@ void pack_dot_panels(const T* a, int64_t col, int64_t rows, int64_t kc, bf16* ou
         bf16* to = out + k * kMR;
         int64_t i = 0;
         for (; i + VL <= rows; i += kMR, to += DotRows::kPanelSize) {
-            vu pairs = vector_bits(even + i);
-            if (odd) pairs |= vector_bits(odd + i) << 16;
-            std::memcpy(to, &pairs, sizeof(pairs));
+            interleave(even + i, odd ? odd + i : nullptr, VL, to);
         }
         for (; i < rows; i += kMR, to += DotRows::kPanelSize) {
             int64_t n = std::min<int64_t>(kMR, rows - i);
@@ -193,30 +191,16 @@ inline DotRows dot_rows_of(const Bf16Product& p, int64_t i0, int64_t rows, int64
     return {scratch, DotRows::kCopiedRow, packed};
 }
 
-constexpr int64_t kDotRows = 8 * kMR;       // of A, 512 deep: 112 KB
 constexpr int64_t kDotColumns = 512;        // of sums that wait: 224 KB
-constexpr int64_t kDotTasks = 8;            // to aim for when blocks of rows are few
 constexpr int64_t kSmallDotWork = 1 << 19;  // multiply-adds not worth a second thread
 
 // k > 0.
 inline void product_by_dots(const Bf16Product& p) {
     int64_t panels = whole_panels(p.n), depth = whole_k(p.k), k_blocks = (p.k + kKC - 1) / kKC;
-    bool small = p.m * p.n * p.k < kSmallDotWork;
-    // An even number of blocks as nearly of one height as can be, so that two threads end together.
-    int64_t row_panels = (p.m + kMR - 1) / kMR;
-    int64_t row_blocks = small || p.m <= kMR ? 1 : (p.m + 2 * kDotRows - 1) / (2 * kDotRows) * 2;
-    auto row_at = [&](int64_t block) { return block * row_panels / row_blocks * kMR; };
     int64_t most = k_blocks > 1 ? kDotColumns / kPanelColumns : panels;
-    int64_t column_blocks =
-        small ? 1 : std::min(panels, std::max<int64_t>(1, kDotTasks / row_blocks));
-    column_blocks = std::max(column_blocks, (panels + most - 1) / most);
-    int64_t panel_step = (panels + column_blocks - 1) / column_blocks;
-    column_blocks = (panels + panel_step - 1) / panel_step;
-    parallel_for(row_blocks * column_blocks, [&](int64_t task) {
-        int64_t i0 = row_at(task / column_blocks);
-        int64_t rows = std::min(p.m, row_at(task / column_blocks + 1)) - i0;
-        int64_t first = task % column_blocks * panel_step;
-        int64_t last = std::min(panels, first + panel_step);
+    BlockTasks tasks(p.m, panels, p.m * p.n * p.k < kSmallDotWork, most);
+    tasks.run([&](int64_t i0, int64_t i1, int64_t first, int64_t last) {
+        int64_t rows = i1 - i0;
         int64_t sums_row = (last - first) * kPanelColumns;
         Scratch<bf16> scratch(dots_in_place(p) ? 1 : DotRows::scratch_size(rows));
         Scratch<float> sums(k_blocks > 1 ? (rows + kMR - 1) / kMR * kMR * sums_row : 1);

@@ -1,12 +1,11 @@
-// The innermost loop of the matrix product, and the packing that feeds it.
+// The innermost loop of the matrix product, and how blocks of it are shared out.
 //
 // A block of C, kMR rows by kNR columns, lives in registers while k runs over one K block:
 //   AVX2 6 × 16 (12 of 16 registers), AVX-512 14 × 32 (28 of 32), otherwise 4 × 8 (8 of 16).
 // Every element of C is one chain of fused multiply-adds over k, whatever the block it falls into.
 #pragma once
 
-#include "parallel.h"
-#include "simd.h"
+#include "matmul_pack.h"
 
 namespace mg {
 
@@ -94,20 +93,7 @@ MG_INLINE void micro_rows(int64_t kc, const float* a, int64_t a_row, const float
     if constexpr (kMR > 4) micro_kernel<kMR, kVectors, kPacked>(kc, a, a_row, b, s, rows, cols);
 }
 
-// ---- packing ----
-
-// A strided float matrix, element (i, j) at p[i * row + j * col]; converted when it is of a half
-// type.
-struct Matrix {
-    const char* p;
-    DType dtype;
-    int64_t row, col;
-
-    Matrix at(int64_t i, int64_t j) const {
-        return {p + (i * row + j * col) * itemsize(dtype), dtype, row, col};
-    }
-    const float* floats() const { return reinterpret_cast<const float*>(p); }
-};
+// ---- the product ----
 
 // Whether kMR rows of float32, this far apart, evict one another from the first cache: a multiple
 // of 4 KB apart they share one set, which has 8 ways or more.
@@ -128,9 +114,8 @@ struct Product {
         return {c + i * c_row + j, c_row, add || k0 > 0, last && bias ? bias + j : nullptr};
     }
     bool has_float_rows() const { return a.dtype == DType::f32 && a.col == 1; }
-    // Whether blocks of kMR rows are read where they lie. A multiple of 4 KB apart, they would
-    // share one set of the first cache, and evict one another where it has fewer ways (8).
-    bool direct_a() const { return has_float_rows() && !(kMR > 8 && a.row % 1024 == 0); }
+    // Whether blocks of kMR rows are read where they lie.
+    bool direct_a() const { return has_float_rows() && !rows_collide(a.row); }
     // Column j of B as a row, for packing.
     Matrix b_panel(int64_t k0, int64_t j) const {
         Matrix x = b.at(k0, j);
@@ -138,104 +123,37 @@ struct Product {
     }
 };
 
-MG_INLINE float element(const float* p) { return *p; }
-MG_INLINE float element(const bf16* p) { return to_float(*p); }
-MG_INLINE float element(const f16* p) { return to_float(*p); }
+constexpr int64_t kMC = 4096 / kKC * kMR;  // rows of a task: 96 KB of A on AVX2, in L2
+constexpr int64_t kTasks = 8;              // tasks to aim for when blocks of rows are few
 
-#if defined(MG_AVX512) || defined(MG_AVX2)
-// 8 rows of 8 floats as the 8 columns, in registers.
-MG_INLINE void transposed_8x8(const float* x, int64_t x_row, __m256 (&column)[8]) {
-    __m256 r[8], t[8];
-    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(x + i * x_row);
-    for (int i = 0; i < 4; i++) {
-        t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-    }
-    for (int h = 0; h < 2; h++) {
-        r[4 * h + 0] = _mm256_shuffle_ps(t[4 * h], t[4 * h + 2], 0x44);
-        r[4 * h + 1] = _mm256_shuffle_ps(t[4 * h], t[4 * h + 2], 0xee);
-        r[4 * h + 2] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0x44);
-        r[4 * h + 3] = _mm256_shuffle_ps(t[4 * h + 1], t[4 * h + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        column[i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x20);
-        column[4 + i] = _mm256_permute2f128_ps(r[i], r[4 + i], 0x31);
-    }
-}
+// C in blocks of rows by panels of kNR columns, of which each task does some, or one task all that
+// is small work.
+struct BlockTasks {
+    int64_t m, panels, row_blocks, column_blocks, panel_step;
 
-// out[j * out_row + i] = x[i * x_row + j], 8 × 8 floats.
-inline void transpose_8x8(const float* x, int64_t x_row, float* out, int64_t out_row) {
-    __m256 column[8];
-    transposed_8x8(x, x_row, column);
-    for (int j = 0; j < 8; j++) _mm256_storeu_ps(out + j * out_row, column[j]);
-}
-#endif
+    // At most `most` panels to a task.
+    BlockTasks(int64_t m, int64_t panels, bool small, int64_t most) : m(m), panels(panels) {
+        // An even number of blocks as nearly of one height as can be, so that two threads end
+        // together.
+        row_blocks = small || m <= kMR ? 1 : (m + 2 * kMC - 1) / (2 * kMC) * 2;
+        column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
+        column_blocks = std::max(column_blocks, (panels + most - 1) / most);
+        panel_step = (panels + column_blocks - 1) / column_blocks;
+        column_blocks = (panels + panel_step - 1) / panel_step;
+    }
 
-// out[k * width + i] = x(i, k) for i < n (the rest of the width 0), k < kc: rows side by side.
-// Serves A panels (x = A, width kMR) and B panels (x = Bᵀ, width kNR).
-template <int width, class T>
-void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, float* out) {
-    if (n < width) std::fill_n(out, kc * width, 0.0f);
-    if (row == 1 && n == width) {
-        for (int64_t k = 0; k < kc; k++)
-            for (int64_t i = 0; i < width; i++) out[k * width + i] = element(x + k * col + i);
-        return;
+    // body(first row, end, first panel, end) for every task.
+    template <class Body>
+    void run(Body&& body) const {
+        int64_t row_panels = (m + kMR - 1) / kMR;
+        auto row_at = [&](int64_t block) {
+            return std::min(m, block * row_panels / row_blocks * kMR);
+        };
+        parallel_for(row_blocks * column_blocks, [&](int64_t task) {
+            int64_t block = task / column_blocks, first = task % column_blocks * panel_step;
+            body(row_at(block), row_at(block + 1), first, std::min(panels, first + panel_step));
+        });
     }
-    if (row == 1) {
-        for (int64_t k = 0; k < kc; k++)
-            for (int64_t i = 0; i < n; i++) out[k * width + i] = element(x + k * col + i);
-        return;
-    }
-    int64_t i = 0;
-#if defined(MG_AVX512) || defined(MG_AVX2)
-    if constexpr (std::is_same_v<T, float>) {
-        if (col == 1) {
-            for (; i + 8 <= n; i += 8) {
-                int64_t k = 0;
-                for (; k + 8 <= kc; k += 8)
-                    transpose_8x8(x + i * row + k, row, out + k * width + i, width);
-                for (; k < kc; k++)
-                    for (int64_t j = i; j < i + 8; j++) out[k * width + j] = x[j * row + k];
-            }
-        }
-    }
-#endif
-    for (; i < n; i++)
-        for (int64_t k = 0; k < kc; k++) out[k * width + i] = element(x + i * row + k * col);
-}
-
-template <int width>
-void pack_panel(const Matrix& x, int64_t n, int64_t kc, float* out) {
-    for_float_dtype("matmul", x.dtype, [&](auto type) {
-        using T = decltype(type);
-        if constexpr (!std::is_same_v<T, double>)
-            pack_panel<width>(reinterpret_cast<const T*>(x.p), x.row, x.col, n, kc, out);
-    });
-}
-
-// n rows of x as panels of `width`, each `panel_size` floats after the last. Where a column of x is
-// contiguous, one column goes to all panels before the next: panel by panel, each would read a few
-// bytes of kc distant lines. Columns lie too far apart for the processor to foresee them. Whole
-// vectors are moved; what that writes too much, the next column's turn overwrites, or lies between
-// panels.
-template <int width>
-void pack_panels(const Matrix& x, int64_t n, int64_t kc, float* out, int64_t panel_size) {
-    constexpr int64_t kMoved = (width + VL - 1) / VL * VL, kAhead = 8;  // floats, columns
-    int64_t whole = 0;
-    if (x.row == 1 && x.dtype == DType::f32 && n >= kMoved) {
-        whole = (n - kMoved) / width + 1;  // where whole vectors are there to be read
-        for (int64_t k = 0; k < kc; k++) {
-            const float* from = x.floats() + k * x.col;
-            for (int64_t i = 0; i < n; i += 64 / sizeof(float))
-                __builtin_prefetch(from + kAhead * x.col + i);
-            for (int64_t p = 0; p < whole; p++)
-                for (int64_t v = 0; v < kMoved; v += VL)
-                    store(out + p * panel_size + k * width + v, load(from + p * width + v));
-        }
-    }
-    for (int64_t p = whole; p * width < n; p++)
-        pack_panel<width>(x.at(p * width, 0), std::min<int64_t>(width, n - p * width), kc,
-                          out + p * panel_size);
-}
+};
 
 }  // namespace mg

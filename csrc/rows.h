@@ -45,6 +45,17 @@ MG_INLINE typename Lanes<T>::S value_at(const T* p) {
     }
 }
 
+template <class T>
+MG_INLINE void set_value(T* p, typename Lanes<T>::S value) {
+    if constexpr (std::is_same_v<T, bf16>) {
+        *p = to_bf16(value);
+    } else if constexpr (std::is_same_v<T, f16>) {
+        *p = to_f16(value);
+    } else {
+        *p = value;
+    }
+}
+
 // A whole step of lanes, where the last step of a row gets a count.
 struct Whole {};
 template <class T>
@@ -247,13 +258,7 @@ void add_blocks(const S* partial, int64_t n_blocks, int64_t stride, int64_t n_co
         for (int64_t c = begin; c < end; c++) {
             double total = 0;
             for (int64_t b = 0; b < n_blocks; b++) total += partial[b * stride + c];
-            if constexpr (std::is_same_v<T, bf16>) {
-                out[c] = to_bf16(static_cast<float>(total));
-            } else if constexpr (std::is_same_v<T, f16>) {
-                out[c] = to_f16(static_cast<float>(total));
-            } else {
-                out[c] = static_cast<T>(total);
-            }
+            set_value(out + c, static_cast<typename Lanes<T>::S>(total));
         }
     });
 }

@@ -143,13 +143,7 @@ void logsumexp_fwd(const Array& x, const Array& out) {
         using T = decltype(type);
         auto top = max_row(row<T>(x, r), x.shape[1]);
         auto value = std::isinf(top) ? top : top + log_sum(row<T>(x, r), x.shape[1], top);
-        if constexpr (std::is_same_v<T, bf16>) {
-            out.ptr<T>()[r] = to_bf16(value);
-        } else if constexpr (std::is_same_v<T, f16>) {
-            out.ptr<T>()[r] = to_f16(value);
-        } else {
-            out.ptr<T>()[r] = value;
-        }
+        set_value(out.ptr<T>() + r, value);
     });
 }
 

@@ -243,7 +243,7 @@ constexpr float kNormalEnd = 13.2f;
 MG_INLINE WithSlope<vf> gelu_with_slope(vf x) {
     // max(x, 0) - |x| Φ(-|x|); at the limit the latter is denormal, so it is flushed to 0.
     vf z = at_most(abs(x), kNormalEnd), power = exp_half_square(z), ratio = normal_tail(z);
-    vf value = positive_part(x) - (z * power) * ratio;
+    vf value = fma(-(z * power), ratio, positive_part(x));
     vf e = select(z == broadcast(kNormalEnd), vf{}, power), tail = e * ratio;
     vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
     vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd);
