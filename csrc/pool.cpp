@@ -1,4 +1,4 @@
-// A caching allocator: blocks are rounded up to size classes (four to a doubling) and kept for
+// A caching allocator: blocks are rounded up to size classes (eight to a doubling) and kept for
 // reuse, so a training step at steady state asks the system for no memory and touches no fresh
 // page.
 #include "pool.h"
@@ -24,7 +24,8 @@ constexpr size_t kHugePage = size_t{2} << 20;    // blocks from twice this size 
 constexpr size_t kSlabLeast = size_t{64} << 10;  // and from this one on they share some
 constexpr size_t kSlab = size_t{32} << 20;
 constexpr size_t kKeepAlways = size_t{256} << 20;
-constexpr int kClasses = 4 * 48;
+constexpr int kSteps = 8;  // to a doubling: huge pages are resident with what a block has too much
+constexpr int kClasses = kSteps * 48;
 // From this size on a block is held against what the machine has free: the system promises more
 // memory than there is and ends the process when it is touched.
 constexpr size_t kAskFirst = size_t{1} << 30;
@@ -58,15 +59,15 @@ struct Arena {
 
 namespace {
 
-// Class c holds 256 * 2^(c/4) * (1 + (c%4)/4) bytes.
+// Class c holds 256 * 2^(c/8) * (1 + (c%8)/8) bytes.
 size_t class_bytes(int c) {
-    return (size_t{256} << (c / 4)) / 4 * (4 + static_cast<size_t>(c % 4));
+    return (size_t{256} << (c / kSteps)) / kSteps * static_cast<size_t>(kSteps + c % kSteps);
 }
 
 int class_of(size_t bytes) {
     if (bytes <= 256) return 0;
     int doubling = 63 - __builtin_clzll((bytes - 1) / 256);
-    int c = 4 * doubling;
+    int c = kSteps * doubling;
     while (class_bytes(c) < bytes) c++;
     return c;
 }
