@@ -134,6 +134,18 @@ void check(const Array& a, const Array& b, const Array& bias, const Array& out) 
         throw std::invalid_argument("matmul: expected a bias of one value a column");
 }
 
+// A vector as contiguous float32: in place if it is that, else converted.
+const float* float_vector(const Array& x, float* converted) {
+    if (x.dtype == DType::f32 && x.strides[0] == 1) return x.ptr<float>();
+    for_float_dtype("matmul", x.dtype, [&](auto type) {
+        using T = decltype(type);
+        if constexpr (!std::is_same_v<T, double>)
+            for (int64_t j = 0; j < x.shape[0]; j++)
+                converted[j] = element(x.ptr<T>() + j * x.strides[0]);
+    });
+    return converted;
+}
+
 }  // namespace
 
 void matmul(const Array& a, const Array& b, const Array& bias, const Array& out, bool accumulate) {
@@ -142,14 +154,8 @@ void matmul(const Array& a, const Array& b, const Array& bias, const Array& out,
     int64_t batch = 1;
     for (int d = 0; d < out.ndim - 2; d++) batch *= out.shape[d];
 
-    Scratch<float> wide_bias(bias ? n : 1);
-    if (bias)
-        for (int64_t j = 0; j < n; j++)
-            for_float_dtype("matmul", bias.dtype, [&](auto type) {
-                using T = decltype(type);
-                if constexpr (!std::is_same_v<T, double>)
-                    wide_bias[j] = element(bias.ptr<T>() + j * bias.strides[0]);
-            });
+    Scratch<float> converted(bias ? n : 1);
+    const float* wide_bias = bias ? float_vector(bias, converted.get()) : nullptr;
 
     // Whole bfloat16 products have kernels of their own; mixed ones convert to float32 here.
     bool in_bf16 = a.dtype == DType::bf16 && b.dtype == DType::bf16 && out.dtype != DType::f16;
@@ -158,8 +164,8 @@ void matmul(const Array& a, const Array& b, const Array& bias, const Array& out,
         pack_panels_bf16(matrix_of(b, batch_offset(b, out, index)), k, n, packed.get());
         int64_t offset = batch_offset(out, out, index) * itemsize(out.dtype);
         product_bf16({m, n, k, matrix_of(a, batch_offset(a, out, index)), packed.get(),
-                      out.data + offset, out.dtype, out.strides[out.ndim - 2],
-                      bias ? wide_bias.get() : nullptr, accumulate});
+                      out.data + offset, out.dtype, out.strides[out.ndim - 2], wide_bias,
+                      accumulate});
     };
     auto one = [&](int64_t index) {
         if (in_bf16) return one_bf16(index);
@@ -170,7 +176,7 @@ void matmul(const Array& a, const Array& b, const Array& bias, const Array& out,
                   matrix_of(b, batch_offset(b, out, index)),
                   nullptr,
                   out.strides[out.ndim - 2],
-                  bias ? wide_bias.get() : nullptr,
+                  wide_bias,
                   accumulate};
         int64_t offset = batch_offset(out, out, index);
         if (out.dtype == DType::f32) {

@@ -226,30 +226,52 @@ inline bool fits_exchanged(const Product& p) {
            p.b.dtype == DType::f32 && !rows_collide(p.b.col);
 }
 
+constexpr int kTurned = (kMR + 7) / 8 * 8;
+
+// out (width, kTurned) = block (kTurned, width), transposed.
+template <int width>
+MG_INLINE void turn_block(const float* block, float* out) {
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    for (int r = 0; r < kTurned; r += 8)
+        for (int i = 0; i < width; i += 8)
+            transpose_8x8(block + r * width + i, width, out + i * kTurned + r, kTurned);
+#else
+    for (int i = 0; i < width; i++)
+        for (int r = 0; r < kTurned; r++) out[i * kTurned + r] = block[r * width + i];
+#endif
+}
+
 // The columns [j, j + kMR) of C, of which those before `first` are another block's; a_packed is A
 // as (k, kVectors * VL).
 template <int kVectors>
 void exchanged_block(const Product& p, const float* a_packed, int64_t j, int64_t first) {
     constexpr int64_t width = kVectors * VL;
-    alignas(64) float block[kMR * width] = {};  // Cᵀ
-    alignas(64) float sums[kMR * width];
+    alignas(64) float block[kTurned * width] = {};  // Cᵀ
+    alignas(64) float sums[kTurned * width];        // of a K block, then C
     if (p.add)
         for (int64_t i = 0; i < p.m; i++)
             for (int64_t r = 0; r < kMR; r++) block[r * width + i] = p.c[i * p.c_row + j + r];
     Ahead ahead(p, j, kMR);
     for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
         int64_t kc = std::min(kKC, p.k - k0), n_lines = kMR * kc * 4 / Ahead::kLine;
-        std::fill_n(sums, kMR * width, 0.0f);
+        bool more = p.add || k0 > 0;
+        float* to = more ? sums : block;
+        if (more) std::fill_n(sums, kMR * width, 0.0f);
         add_piece<kMR, kVectors, false>(kc, p.b.at(k0, j).floats(), p.b.col, a_packed + k0 * width,
-                                        sums, ahead, n_lines);
-        for (int64_t i = 0; i < kMR * width; i += VL)
-            store(block + i, p.add || k0 > 0 ? load(block + i) + load(sums + i) : load(sums + i));
+                                        to, ahead, n_lines);
+        for (int64_t i = 0; more && i < kMR * width; i += VL)
+            store(block + i, load(block + i) + load(sums + i));
     }
-    for (int64_t i = 0; i < p.m; i++)
-        for (int64_t r = first - j; r < kMR; r++) {
-            float value = block[r * width + i];
-            p.c[i * p.c_row + j + r] = p.bias ? value + p.bias[j + r] : value;
+    turn_block<width>(block, sums);
+    static_assert(kMR <= 2 * VL);
+    for (int64_t v = first - j; v < kMR; v += VL) {
+        int64_t n = std::min<int64_t>(VL, kMR - v);
+        vf bias = p.bias ? load(p.bias + j + v, n) : vf{};
+        for (int64_t i = 0; i < p.m; i++) {
+            vf value = load(sums + i * kTurned + v, n);
+            store(p.c + i * p.c_row + j + v, p.bias ? value + bias : value, n);
         }
+    }
 }
 
 template <int kVectors>
