@@ -125,7 +125,8 @@ void norm_bwd_row(const G* g, const T* g_summed, const T* x, const T* weight,
     });
 }
 
-// Elements between rows of sums: rows a multiple of 4 KB apart would share sets of the first cache.
+// Elements between rows of sums: where rows are a multiple of 4 KB long, as widths that are powers
+// of two make them, they would share sets of the first cache.
 constexpr int64_t kApart = 272;
 
 template <bool kCentred>

@@ -250,7 +250,8 @@ void exchanged_block(const Product& p, const float* a_packed, int64_t j, int64_t
     alignas(64) float sums[kTurned * width];        // of a K block, then C
     if (p.add)
         for (int64_t i = 0; i < p.m; i++)
-            for (int64_t r = 0; r < kMR; r++) block[r * width + i] = p.c[i * p.c_row + j + r];
+            for (int64_t r = first - j; r < kMR; r++)
+                block[r * width + i] = p.c[i * p.c_row + j + r];
     Ahead ahead(p, j, kMR);
     for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
         int64_t kc = std::min(kKC, p.k - k0), n_lines = kMR * kc * 4 / Ahead::kLine;

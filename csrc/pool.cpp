@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
@@ -48,6 +49,7 @@ std::mutex mutex;
 using Lists = std::vector<void*>[kClasses];  // data pointers by size class
 Lists cached;
 std::vector<Slab*> slabs;  // the last one is cut from
+int64_t pinned_bytes = 0;  // of cached blocks that free_cached left, as their slabs are in use
 PoolStatistics statistics{};
 
 }  // namespace
@@ -76,13 +78,26 @@ Header* header_of(void* data) {
     return reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader);
 }
 
+// Whole pages of a cached block to the system; the block stays.
+void discard([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t kPage = 4096;
+    uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+    uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+#endif
+}
+
 void free_cached() {
     statistics.cached_bytes = 0;
     for (int c = 0; c < kClasses; c++) {
         auto goes = [&](void* data) {
             Header* header = header_of(data);
-            if (header->slab != nullptr) return header->slab->in_use == 0;
-            std::free(header->origin);
+            if (header->slab != nullptr && header->slab->in_use > 0) {
+                discard(data, class_bytes(c));
+                return false;
+            }
+            if (header->slab == nullptr) std::free(header->origin);
             return true;
         };
         auto& list = cached[c];
@@ -90,6 +105,7 @@ void free_cached() {
         list.shrink_to_fit();
         statistics.cached_bytes += static_cast<int64_t>(list.size() * class_bytes(c));
     }
+    pinned_bytes = statistics.cached_bytes;
     auto idle = [](Slab* slab) {
         if (slab->in_use > 0) return false;
         std::free(slab->origin);
@@ -127,9 +143,12 @@ void* from_system(size_t bytes, size_t alignment) {
 // The slab to cut `bytes` from; null where the system has none.
 Slab* slab_with(size_t bytes) {
     if (slabs.empty() || static_cast<size_t>(slabs.back()->end - slabs.back()->next) < bytes) {
+        slabs.reserve(slabs.size() + 1);
+        auto slab = std::make_unique<Slab>();
         auto* origin = static_cast<char*>(from_system(kSlab, kHugePage));
         if (origin == nullptr) return nullptr;
-        slabs.push_back(new Slab{origin, origin, origin + kSlab, 0});
+        *slab = {origin, origin, origin + kSlab, 0};
+        slabs.push_back(slab.release());
     }
     return slabs.back();
 }
@@ -174,9 +193,8 @@ void* pool_allocate(size_t bytes, Arena* arena) {
         statistics.cached_bytes -= size;
     } else {
         // Many shapes must not mean many caches: once more lies idle than is in use, start afresh.
-        if (statistics.cached_bytes > static_cast<int64_t>(kKeepAlways) &&
-            statistics.cached_bytes > statistics.live_bytes)
-            free_cached();
+        int64_t idle = statistics.cached_bytes - pinned_bytes;
+        if (idle > static_cast<int64_t>(kKeepAlways) && idle > statistics.live_bytes) free_cached();
         data = new_block(c);
         if (data == nullptr) {
             free_cached();

@@ -71,48 +71,34 @@ MG_INLINE V keep_first(V v, Whole, double) {
     return v;
 }
 
-// A whole step whose results are stored past the caches.
-struct Streamed {};
-template <class T>
-MG_INLINE auto load(const T* p, Streamed) {
-    return load(p);
-}
+// One whose results are stored past the caches.
+struct Streamed : Whole {};
 template <class T, class V>
 MG_INLINE void store(T* p, V v, Streamed) {
     stream(p, v);
 }
-template <class V>
-MG_INLINE V keep_first(V v, Streamed, double) {
-    return v;
-}
+
 // The tail for what is stored beside such results, and read again soon.
 template <class Tail>
 MG_INLINE Tail kept(Tail tail) {
     return tail;
 }
 MG_INLINE Whole kept(Streamed) { return {}; }
-MG_INLINE void stream(double* p, double v) { *p = v; }
 
-// body(i, Whole) for whole steps over n elements of T, then body(i, count) for the rest.
-template <class T, class Body>
+// body(i, Step{}) for whole steps over n elements of T, then body(i, count) for the rest.
+template <class T, class Step = Whole, class Body>
 MG_INLINE void for_lanes(int64_t n, Body&& body) {
     constexpr int N = Lanes<T>::N;
     int64_t i = 0;
-    for (; i + N <= n; i += N) body(i, Whole{});
+    for (; i + N <= n; i += N) body(i, Step{});
     if (i < n) body(i, n - i);
 }
 
-// The same with Streamed for Whole where results go past the caches.
+// The same where results may go past the caches.
 template <class T, class Body>
-MG_INLINE void for_lanes(int64_t n, bool streamed, Body&& body) {
-    if constexpr (kStreams && Lanes<T>::N > 1) {
-        if (streamed) {
-            int64_t i = 0;
-            for (; i + VL <= n; i += VL) body(i, Streamed{});
-            if (i < n) body(i, n - i);
-            return;
-        }
-    }
+MG_INLINE void for_lanes(int64_t n, bool past, Body&& body) {
+    if constexpr (kStreams && Lanes<T>::N > 1)
+        if (past) return for_lanes<T, Streamed>(n, body);
     for_lanes<T>(n, body);
 }
 

@@ -22,7 +22,8 @@ def reset_peak_memory() -> None:
 def empty_cache() -> None:
     """Gives cached, unused buffers back to the system.
 
-    Those from 64 KiB to 4 MiB share huge pages, and go when all on theirs are unused.
+    Those from 64 KiB to 4 MiB share huge pages: beside one in use, they give back their memory but
+    still count as cached.
     """
     if dispatch._core is not None:
         dispatch._core.pool_trim()

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import CASES, Case, softmax
+from cases import CASES, Case, normed, softmax
 
 import minigrad as mg
 from minigrad.dispatch import empty, launch
@@ -260,13 +260,13 @@ def test_row_does_not_depend_on_its_batch(name: str, dtype: str, level: str) -> 
     assert same_bits([last], [whole[-1:]])
 
 
+@pytest.mark.parametrize("columns", [2048, 2056, 2049])  # rows begin with a cache line, or do not
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "softmax", "log_softmax"])
 def test_row_does_not_depend_on_whether_results_go_past_the_caches(
-    name: str, dtype: str, level: str
+    name: str, dtype: str, columns: int, level: str
 ) -> None:
     """As those of 16 MiB and more do, forward and backward."""
-    columns = 2048
     rows = (1 << 24) // (columns * (4 if dtype == "float32" else 2)) + 37
     options = {"weight": like(mg.tensor([0.0], dtype), columns)} if "norm" in name else {}
 
@@ -282,6 +282,27 @@ def test_row_does_not_depend_on_whether_results_go_past_the_caches(
         assert same_bits(outputs(x[part], g[part]), [w[part] for w in whole])
 
 
+@pytest.mark.parametrize("columns", [2048, 2056])
+def test_mixed_norm_past_the_caches(columns: int, level: str) -> None:
+    """float32 rows, a bfloat16 result; the sums of the parameters' gradients go on beside dx."""
+    rows = (1 << 24) // (columns * 2) + 37
+    x, g = (mg.tensor(normal(rows, columns, seed=i)) for i in (4, 5))
+    weight, bias = (mg.tensor(normal(columns, seed=i), requires_grad=True) for i in (6, 7))
+
+    def outputs(part: slice) -> list[Array]:
+        given = mg.tensor(x.numpy()[part], requires_grad=True)
+        y = mg.layer_norm(given, weight, bias, dtype="bfloat16")
+        grads = mg.grad(y, [given, weight, bias], mg.tensor(g.numpy()[part], "bfloat16"))
+        return [y.numpy(), *(t.numpy() for t in grads)]
+
+    whole, wide = outputs(slice(0, rows)), g.to("bfloat16").to("float64").numpy()
+    normalised = normed(x.numpy().astype(np.float64), 1e-5)
+    for got, exact in zip(whole[2:], ((wide * normalised).sum(0), wide.sum(0)), strict=True):
+        assert np.abs(got - exact).max() <= 1e-6 * rows
+    part = slice(rows - 300, rows)
+    assert same_bits(outputs(part)[:2], [w[part] for w in whole[:2]])
+
+
 @pytest.mark.parametrize("depth", [520, 1024])  # rows 4 KB apart are packed on AVX-512
 @pytest.mark.parametrize("weight", [False, True], ids=["rows", "columns"])
 def test_row_of_a_product_does_not_depend_on_the_number_of_rows(
@@ -289,7 +310,7 @@ def test_row_of_a_product_does_not_depend_on_the_number_of_rows(
 ) -> None:
     """Across the switches of the product: few rows, small work, blocks of rows; with contiguous
     rows of b, and with contiguous columns, as a weight has them."""
-    a, b = normal(300, depth), normal(depth, 70, seed=1)
+    a, b = normal(300, depth), normal(depth, 75, seed=1)  # 75: part of a block on every level
     if weight:
         b = np.asfortranarray(b)
     whole = product(a, b)
@@ -298,7 +319,7 @@ def test_row_of_a_product_does_not_depend_on_the_number_of_rows(
     columns = product(a, b[:, :13])
     assert same_bits([columns], [np.ascontiguousarray(whole[:, :13])])
     assert same_bits([product(np.asfortranarray(a), b)], [whole])
-    bias, before = normal(70, seed=2), normal(300, 70, seed=3)
+    bias, before = normal(75, seed=2), normal(300, 75, seed=3)
     added = product(a, b, bias, before)
     for rows in (1, 6, 8, 14, 16, 30, 32):
         part = product(a[:rows], b, bias, before[:rows])

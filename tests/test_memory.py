@@ -108,9 +108,27 @@ def test_an_emptied_cache_goes_back_to_the_system(n: int) -> None:
     if n > 100:  # what the C library gives back of its heap is its own affair
         assert full - resident_bytes() > 0.6 * held
     assert (kept.numpy() == 1).all()
+    asked = mg.memory_statistics()["system_allocations"]
     again = [mg.zeros((n,)) for _ in range(50)]
+    if n == 100_000:  # beside the block that stays there are 70 and more
+        assert mg.memory_statistics()["system_allocations"] == asked
     assert all((x.numpy() == 0).all() for x in again)
     assert (kept.numpy() == 1).all()
+
+
+def test_what_shares_pages_with_blocks_in_use_does_not_empty_the_cache() -> None:
+    """Were it counted as idle, every new block would find more idle than is in use."""
+    mg.empty_cache()
+    blocks = [mg.zeros((250_000,)) for _ in range(620)]
+    kept = blocks[::28]  # one and more on every slab
+    del blocks
+    for megabytes in (8, 16, 24, 32) * 2:
+        mg.zeros((megabytes << 18,))
+    before = mg.memory_statistics()["system_allocations"]
+    for megabytes in (8, 16, 24, 32) * 5:
+        mg.zeros((megabytes << 18,))
+    assert mg.memory_statistics()["system_allocations"] == before
+    assert all((x.numpy() == 0).all() for x in kept)
 
 
 def resident_bytes() -> int:

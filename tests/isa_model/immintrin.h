@@ -48,6 +48,12 @@ inline __m512 sqrt_ps(__m512 x) {
     return join<__m512>(_mm256_sqrt_ps(half(x, 0)), _mm256_sqrt_ps(half(x, 1)));
 }
 
+inline void stream_ps(float* p, __m512 x) {
+    if (reinterpret_cast<uintptr_t>(p) % 64) __builtin_trap();  // as the instruction faults
+    _mm256_stream_ps(p, half(x, 0));
+    _mm256_stream_ps(p + 8, half(x, 1));
+}
+
 inline __m512i cvtepu16_epi32(__m256i x) {
     return join<__m512i>(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x)),
                          _mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1)));
@@ -216,6 +222,7 @@ inline void tile_dpbf16ps(int to, int a, int b) {
 #define _mm512_cvtps_ph(x, rounding) isa_model::cvtps_ph(x)
 #define _mm512_maskz_loadu_ps isa_model::maskz_loadu_ps
 #define _mm512_mask_storeu_ps isa_model::mask_storeu_ps
+#define _mm512_stream_ps isa_model::stream_ps
 #define _mm512_dpbf16_ps isa_model::dpbf16_ps
 #define _mm512_cvtne2ps_pbh isa_model::cvtne2ps_pbh
 #define _mm512_permutexvar_epi16 isa_model::permutexvar_epi16
