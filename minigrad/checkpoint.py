@@ -2,8 +2,9 @@
 
 A folder holds safetensors files, `state.json` and `manifest.json` with the SHA-256 of each. It is
 written under a temporary name, synced, renamed, and its parent synced; so whenever the process is
-killed, the newest whole checkpoint is still there, and `latest` skips any that its manifest does
-not confirm. A folder of the same step steps aside (`.replaced`) until the new one stands.
+killed, the newest whole checkpoint is still there, and `latest` skips, with a warning, any that
+its manifest does not confirm. A folder of the same step steps aside (`.replaced`) until the new one
+stands.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +101,22 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint."""
-    for folder in reversed(checkpoints(run)):
+    """The newest whole checkpoint, None where the run has none at all. Warns where a newer one is
+    damaged; raises CheckpointError where all are, so that nobody takes the folder for an empty
+    one."""
+    there = checkpoints(run)
+    for i, folder in enumerate(reversed(there)):
         if is_whole(folder):
+            if i:
+                warnings.warn(
+                    f"{there[-1]}: damaged or cut off; going back to {folder.name}", stacklevel=2
+                )
             return folder
+    if there:
+        raise CheckpointError(
+            f"{run}: damaged or cut off is every checkpoint there ({len(there)}: their manifests "
+            "do not match); restore one, or name another --out"
+        )
     return None
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--size", choices=list(configs.SIZES), default="small")
     generate.add_argument("--batch", type=int, default=1, help="prompts side by side")
     generate.add_argument("--prompt", type=int, default=32, help="tokens to begin with")
-    generate.add_argument("--tokens", type=int, default=128, help="how many to add")
+    generate.add_argument("--tokens", type=int, help="how many to add (128, or what fits)")
     for one, peers in (
         (step, list(PEERS)),
         (kernel, [peer for peer in PEERS if peer != "torch-fastest"]),
@@ -139,7 +140,12 @@ def _stored_config(model: str, run: str) -> Any:
     from minigrad import checkpoint
 
     folder = checkpoint.latest(Path(run))
-    stored = checkpoint.load_checkpoint(folder)[1]["config"] if folder else {}
+    if folder is None:
+        raise ValueError(f"--resume: no whole checkpoint in {run}")
+    state = checkpoint.load_checkpoint(folder)[1]
+    if state["task"] != model:
+        raise ValueError(f"--resume: {run} holds a {state['task']}, not a {model}")
+    stored = state["config"]
     known = {field.name for field in dataclasses.fields(MODELS[model])}
     return MODELS[model](**{k: v for k, v in stored.items() if k in known} | {"json": False})
 
@@ -248,7 +254,11 @@ def main(argv: list[str] | None = None) -> int:
         "train": _train, "sample": _sample, "doctor": _doctor, "ptx": _ptx, "bench": _bench,
     }  # fmt: skip
     try:
-        return commands[args.command](args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(
+                f"minigrad: {message}", file=sys.stderr
+            )
+            return commands[args.command](args)
     except (ValueError, RuntimeError, OSError, FloatingPointError, MemoryError) as error:
         print(f"minigrad: {error}", file=sys.stderr)
         return 1

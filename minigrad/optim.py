@@ -43,12 +43,15 @@ class Optimizer:
     slots = 0  # moments a parameter
 
     def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__}: expected a list of parameters; write [p]")
         listed = list(params)
         if not listed:
             raise ValueError(f"{type(self).__name__}: no parameters to optimize")
         groups = listed if isinstance(listed[0], dict) else [{"params": listed}]
         self.groups: list[dict[str, Any]] = [defaults | group for group in groups]
         for group in self.groups:
+            self._check_settings(group)
             group["params"] = list(group["params"])
             for p in group["params"]:
                 if not p.is_leaf or p.dtype not in (dtypes.float32, dtypes.float64):
@@ -59,6 +62,16 @@ class Optimizer:
         self.steps = 0
         self._own_steps: dict[int, int] = {}
         self._moments: dict[int, list[np.ndarray]] = {}
+
+    def _check_settings(self, group: dict[str, Any]) -> None:
+        name = type(self).__name__
+        for setting in ("lr", "eps", "weight_decay"):
+            value = group.get(setting, 0.0)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}: {setting} {value}: expected a number of at least 0")
+        for beta in group.get("betas", ()):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name}: betas {group['betas']}: expected numbers in [0, 1)")
 
     @property
     def params(self) -> list[Tensor]:

@@ -223,7 +223,9 @@ def test_a_truncated_newest_never_wins_over_a_whole_older_one(file: str, tmp_pat
             path.unlink()
         else:
             os.truncate(path, int(path.stat().st_size * cut))
-        assert contents(latest(tmp_path)) == (1, 0.0)
+        with pytest.warns(UserWarning, match=r"00000002: damaged .*; going back to .*-00000001"):
+            older = latest(tmp_path)
+        assert contents(older) == (1, 0.0)
         with pytest.raises(CheckpointError, match=r"00000002: damaged or cut off"):
             load_checkpoint(newest)
         prune(tmp_path, keep=1)  # and pruning counts whole ones only
@@ -236,7 +238,8 @@ def test_one_flipped_bit_is_damage(file: str, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    assert latest(tmp_path) is None
+    with pytest.raises(CheckpointError, match="damaged or cut off is every checkpoint there"):
+        latest(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -399,6 +402,19 @@ def test_resume_on_other_data_or_another_model_is_refused(
     monkeypatch.setattr(tiny, "text", lambda: other)
     with pytest.raises(ValueError, match=r"the data is not what .* was trained on"):
         train(dataclasses.replace(tiny.GPT, resume=True), tiny.make, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_whose_checkpoints_are_all_damaged_is_never_written_over(
+    resume: bool, tmp_path: Path
+) -> None:
+    finished(tiny.GPT, tmp_path)
+    for folder in checkpoint.checkpoints(tmp_path):
+        os.truncate(folder / "model.safetensors", 100)
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"every checkpoint there .*name another --out"):
+        train(dataclasses.replace(tiny.GPT, resume=resume), tiny.make, tmp_path, quiet=True)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("minutes", [0.0, 0.1])

@@ -179,7 +179,7 @@ def test_a_full_disk_ends_with_a_message(text_file: Path, tmp_path: Path) -> Non
 
 REFUSED = {
     "no such data": (("--data", "/gone", "--steps", 3), "--data /gone: no such file or folder"),
-    "neither steps nor minutes": ((), "give --steps or --minutes"),
+    "neither steps nor minutes": ((), "--steps 0 and --minutes 0: give --steps or --minutes"),
     "size that does not fit": (("--steps", 3, "--n-heads", 3), "no multiple of n_heads 3"),
     "text too short": (("--steps", 3, "--seq-len", 4000), "are needed for a context of 4000"),
     "precision": (("--steps", 3, "--precision", "fp8"), "--precision fp8: expected one of"),

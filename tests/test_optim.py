@@ -443,6 +443,15 @@ def test_bad_arguments_are_named() -> None:
         optim.Adam([mg.ones((3,), "float16")])
     with pytest.raises(ValueError, match="Adam: no parameters"):
         optim.Adam([])
+    with pytest.raises(TypeError, match=r"Adam: expected a list of parameters; write \[p\]"):
+        optim.Adam(w)
+    for lr in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"SGD: lr {lr}: expected a number of at least 0"):
+            optim.SGD([w], lr)
+    with pytest.raises(ValueError, match=r"AdamW: betas \(2, 3\): expected numbers in \[0, 1\)"):
+        optim.AdamW([w], betas=(2, 3))
+    with pytest.raises(ValueError, match="AdamW: weight_decay -1"):
+        optim.AdamW([{"params": [w], "weight_decay": -1.0}])
 
 
 # ---- schedules ----

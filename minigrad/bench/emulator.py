@@ -12,6 +12,7 @@ batch 2) in a process that has compiled nothing: Triton compiles, the machine de
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 import time
@@ -85,6 +86,11 @@ def _training_step_s(runs: int) -> tuple[float, float]:
 
 def run_emulator(runs: int = 5) -> dict[str, Any]:
     """The figures, one of each name for every instruction set and mode."""
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError(
+            "bench emulator: triton, which compiles what is run, is not installed; "
+            "pip install 'minigrad[gpu]'"
+        )
     from minigrad.kernels.tl import attention
 
     cold, warm = _training_step_s(runs)

@@ -124,10 +124,12 @@ def step_job(
 
 
 def generation_job(
-    size: str, precision: str, batch: int, prompt: int, tokens: int
+    size: str, precision: str, batch: int, prompt: int, tokens: int | None
 ) -> dict[str, Any]:
     """Generating `tokens` after each of `batch` prompts of `prompt` tokens, the likeliest ones."""
     context = SIZES[size]["seq_len"]
+    if tokens is None:
+        tokens = min(128, max(1, context - prompt))
     if min(batch, prompt, tokens) < 1 or prompt + tokens > context:
         raise ValueError(
             f"bench generate: batch {batch}, prompt {prompt} and tokens {tokens}: expected numbers "

@@ -48,7 +48,9 @@ def load_text(path: str | Path) -> str:
         return _read(root)
     files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     if not files:
-        raise ValueError(f"--data {root}: no text files below (suffixes {' '.join(SUFFIXES)})")
+        raise ValueError(
+            f"--data {root}: no text files below (suffixes {' '.join(sorted(SUFFIXES))})"
+        )
     if (total := sum(p.stat().st_size for p in files)) > MAX_BYTES:
         raise ValueError(f"--data {root}: {total:,} bytes of text; at most {MAX_BYTES:,} are read")
     parts = []

@@ -12,6 +12,7 @@ import numpy as np
 from minigrad import ops, recording
 from minigrad.dispatch import launch
 from minigrad.nn.module import Module
+from minigrad.ops.matmul import check_activation
 from minigrad.random import Generator
 from minigrad.tensor import Tensor
 
@@ -47,7 +48,11 @@ class Linear(Module):
         generator: Generator | None = None,
         init: Initialiser | None = None,
     ) -> None:
+        check_activation("Linear", activation)
         shape = out_features, in_features
+        for name, n in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(n, int | np.integer) or n < 0:
+                raise ValueError(f"Linear: {name} {n!r}: expected a whole number of at least 0")
         if init is None:
             bound = 1 / math.sqrt(in_features) if in_features else 0.0
             self.weight = uniform(shape, bound, generator)

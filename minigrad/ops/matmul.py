@@ -108,13 +108,20 @@ class MatMul(Function):
         )
 
 
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
+
+
+def check_activation(op: str, activation: str | None) -> None:
+    if activation not in (None, *ACTIVATIONS):
+        expected = ", ".join(map(repr, ACTIVATIONS))
+        raise ValueError(f"{op}: unknown activation {activation!r}; expected None, {expected}")
+
+
 def same_dtype(op: str, *tensors: Tensor | None) -> None:
     dtypes_ = [t.dtype for t in tensors if t is not None]
     if any(d != dtypes_[0] for d in dtypes_):
-        names = {d.name for d in dtypes_}
-        raise TypeError(
-            f"{op}: operands are {' and '.join(sorted(names))}; convert one with .to(dtype)"
-        )
+        names = dict.fromkeys(d.name for d in dtypes_)
+        raise TypeError(f"{op}: operands are {' and '.join(names)}; convert one with .to(dtype)")
 
 
 def matmul(a: TensorLike, b: TensorLike) -> Tensor:
@@ -263,8 +270,7 @@ def linear(
     """
     x = as_tensor(x)
     in_bf16 = check_linear("linear", x, weight, bias)
-    if activation not in (None, "relu", "gelu", "gelu_tanh"):
-        raise ValueError(f"linear: unknown activation {activation!r}")
+    check_activation("linear", activation)
     rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
     if in_bf16:
         # Rounded once here rather than in each product: backward keeps half the bytes.

@@ -103,7 +103,10 @@ def check_config(config: TrainConfig) -> None:
     if config.device != "cpu":
         raise ValueError(f"--device {config.device}: this version trains on cpu")
     if config.steps <= 0 and config.minutes <= 0:
-        raise ValueError("give --steps or --minutes")
+        raise ValueError(
+            f"--steps {config.steps} and --minutes {config.minutes:g}: give --steps or --minutes "
+            "above 0"
+        )
     if not 0 < config.lr < math.inf:
         raise ValueError(f"--lr {config.lr}: expected a positive number")
 
