@@ -288,13 +288,14 @@ MG_INLINE void store(f16* p, vf v) {
 }
 
 // Stores to aligned memory past the caches, which need not fetch the lines that they fill; other
-// threads see them after `streams_done`. With 64 bytes a vector only: smaller ones fill a line in
-// pieces.
-constexpr bool kStreams = kVectorBytes == 64;
+// threads see them after `streams_done`.
+constexpr bool kStreams = kVectorBytes >= 32;
 constexpr int64_t kStreamedBytes = int64_t{1} << 24;  // results that would not stay in the caches
 MG_INLINE void stream(float* p, vf v) {
 #if defined(MG_AVX512)
     _mm512_stream_ps(p, (__m512)v);
+#elif defined(MG_AVX2)
+    _mm256_stream_ps(p, (__m256)v);
 #else
     store(p, v);
 #endif
@@ -308,7 +309,7 @@ MG_INLINE void stream(bf16* p, vf v) {
 }
 MG_INLINE void stream(f16* p, vf v) { store(p, v); }
 MG_INLINE void streams_done() {
-#if defined(MG_AVX512)
+#if defined(MG_AVX512) || defined(MG_AVX2)
     _mm_sfence();
 #endif
 }
