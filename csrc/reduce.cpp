@@ -208,10 +208,16 @@ void reduce_columns(const Array& x, const Array& out, const Axes& axes) {
         }
     });
     parallel_chunks(axes.n_kept, rows_per_task(groups), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) {
-            Wide<C> r = partial[i];
-            for (int64_t g = 1; g < groups; g++) r = Op::combine(r, partial[g * axes.n_kept + i]);
-            store_one(out, axes.out_offset(i), r);
+        Wide<C> result[kTile];
+        for (int64_t i = begin, n; i < end; i += n) {
+            n = std::min({kTile, end - i, inner - i % inner});
+            std::copy_n(partial.get() + i, n, result);
+            for (int64_t g = 1; g < groups; g++) {
+                const Wide<C>* more = partial.get() + g * axes.n_kept + i;
+                for (int64_t j = 0; j < n; j++) result[j] = Op::combine(result[j], more[j]);
+            }
+            store_strided(out.dtype, out.data + axes.out_offset(i),
+                          axes.out_step[axes.kept_ndim - 1], n, result);
         }
     });
 }
