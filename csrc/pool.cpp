@@ -15,6 +15,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace mg {
@@ -78,13 +79,59 @@ Header* header_of(void* data) {
     return reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader);
 }
 
+// What is large is mapped, for huge pages, so that it goes back whole: the C library would keep it
+// for blocks to come.
+constexpr bool is_mapped(size_t bytes) {
+#if defined(__linux__)
+    return bytes >= kSlabLeast;
+#else
+    return false;
+#endif
+}
+
+#if defined(__linux__)
+size_t whole_pages(size_t bytes) {
+    static const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return (bytes + page - 1) / page * page;
+}
+#endif
+
+void* from_system(size_t bytes) {
+    void* origin = nullptr;
+    if (is_mapped(bytes)) {
+#if defined(__linux__)
+        size_t size = whole_pages(bytes);
+        void* at = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at == MAP_FAILED) return nullptr;
+        auto* begin = static_cast<char*>(at);
+        size_t before = (kHugePage - reinterpret_cast<uintptr_t>(at) % kHugePage) % kHugePage;
+        if (before > 0) munmap(begin, before);
+        munmap(begin + before + size, kHugePage - before);
+        origin = begin + before;
+        madvise(origin, size, MADV_HUGEPAGE);
+#endif
+    } else if (posix_memalign(&origin, kAlignment, bytes) != 0) {
+        return nullptr;
+    }
+    statistics.system_allocations++;
+    return origin;
+}
+
+void to_system(void* origin, [[maybe_unused]] size_t bytes) {
+    if (!is_mapped(bytes)) return std::free(origin);
+#if defined(__linux__)
+    munmap(origin, whole_pages(bytes));
+#endif
+}
+
 // Whole pages of a cached block to the system; the block stays.
 void discard([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
-    constexpr uintptr_t kPage = 4096;
-    uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-    uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    // From its first whole page on, less one that may lie across its end.
+    uintptr_t at = reinterpret_cast<uintptr_t>(data), begin = whole_pages(at);
+    size_t cut = begin - at + whole_pages(1);
+    if (bytes > cut) madvise(reinterpret_cast<void*>(begin), bytes - cut, MADV_DONTNEED);
 #endif
 }
 
@@ -97,7 +144,7 @@ void free_cached() {
                 discard(data, class_bytes(c));
                 return false;
             }
-            if (header->slab == nullptr) std::free(header->origin);
+            if (header->slab == nullptr) to_system(header->origin, class_bytes(c) + kHeader);
             return true;
         };
         auto& list = cached[c];
@@ -108,7 +155,7 @@ void free_cached() {
     pinned_bytes = statistics.cached_bytes;
     auto idle = [](Slab* slab) {
         if (slab->in_use > 0) return false;
-        std::free(slab->origin);
+        to_system(slab->origin, kSlab);
         delete slab;
         return true;
     };
@@ -130,22 +177,12 @@ size_t available_bytes() {
     return least;
 }
 
-void* from_system(size_t bytes, size_t alignment) {
-    void* origin = nullptr;
-    if (posix_memalign(&origin, alignment, bytes) != 0) return nullptr;
-#if defined(__linux__)
-    if (alignment == kHugePage) madvise(origin, bytes, MADV_HUGEPAGE);
-#endif
-    statistics.system_allocations++;
-    return origin;
-}
-
 // The slab to cut `bytes` from; null where the system has none.
 Slab* slab_with(size_t bytes) {
     if (slabs.empty() || static_cast<size_t>(slabs.back()->end - slabs.back()->next) < bytes) {
         slabs.reserve(slabs.size() + 1);
         auto slab = std::make_unique<Slab>();
-        auto* origin = static_cast<char*>(from_system(kSlab, kHugePage));
+        auto* origin = static_cast<char*>(from_system(kSlab));
         if (origin == nullptr) return nullptr;
         *slab = {origin, origin, origin + kSlab, 0};
         slabs.push_back(slab.release());
@@ -165,7 +202,7 @@ void* new_block(int c) {
         origin = header.slab->next;
         header.slab->next += bytes + kHeader;
     } else {
-        header.origin = from_system(bytes + kHeader, bytes < kSlabLeast ? kAlignment : kHugePage);
+        header.origin = from_system(bytes + kHeader);
         if (header.origin == nullptr) return nullptr;
         origin = static_cast<char*>(header.origin);
     }

@@ -265,11 +265,11 @@ def test_precision_is_of_its_block() -> None:
 def test_what_mixed_precision_refuses() -> None:
     x, w = mg.tensor(floats(2, 3)), mg.tensor(floats(4, 3))
     half = w.to("bfloat16")
-    with pytest.raises(TypeError, match="linear: operands are bfloat16 and float32"):
+    with pytest.raises(TypeError, match="linear: operands are float32 and bfloat16"):
         mg.linear(x, half)
     with mg.precision("bf16"):
         assert mg.linear(x.to("bfloat16"), half).dtype == BF16
-        with pytest.raises(TypeError, match=r"matmul: operands are bfloat16 and float32"):
+        with pytest.raises(TypeError, match=r"matmul: operands are float32 and bfloat16"):
             x @ half.T
         with pytest.raises(TypeError, match=r'weight is float64; mg.precision\("bf16"\) takes'):
             mg.linear(x, w.to("float64"))
