@@ -226,13 +226,16 @@ MG_INLINE vf exp_half_square(vf z) {
 }
 
 // Φ(-z) e^(z²/2) for z in [0, 14.5], Φ the normal distribution: a quotient of polynomials, fitted
-// with relative error 6e-9. All coefficients are positive, so nothing cancels. It does not wait for
-// an exponential: the two together are half as long a chain as one after the other.
+// with relative error 6e-9. All coefficients are positive, so nothing cancels; that of z⁵ is 1. It
+// does not wait for an exponential: the two together are half as long a chain as one after the
+// other.
 MG_INLINE vf normal_tail(vf z) {
-    constexpr float p[] = {0.5f, 4.38505381e-1f, 1.83391348e-1f, 4.06859703e-2f, 4.12415573e-3f};
-    constexpr float q[] = {1.0f,           1.67489564e+0f, 1.20315135e+0f,
-                           4.69883055e-1f, 1.01990983e-1f, 1.03376070e-2f};
-    return polynomial(z, p) / polynomial(z, q);
+    constexpr float p[] = {4.83670931e+1f, 4.24184612e+1f, 1.77402128e+1f, 3.93572423e+0f,
+                           3.98946848e-1f};
+    constexpr float q[] = {9.67341862e+1f, 1.62019667e+2f, 1.16385867e+2f, 4.54537549e+1f};
+    vf highest = fma(z + broadcast(9.86601474e+0f), z, broadcast(q[3]));
+    vf below = fma(fma(fma(highest, z, broadcast(q[2])), z, broadcast(q[1])), z, broadcast(q[0]));
+    return polynomial(z, p) / below;
 }
 
 // Beyond, x Φ(x) and its derivative are below the least normal number on the negative side.
