@@ -42,7 +42,7 @@ Array seen(const Array& cache, int64_t n) {
     return x;
 }
 
-// Asks for a row that is read next, as the processor foresees no other row than that after this.
+// Asks for a row of another array than the one that is being read, which the processor foresees.
 template <class T>
 MG_INLINE void ask(const T* row, int64_t dim) {
     for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T)))

@@ -25,8 +25,9 @@ void* pool_allocate(size_t bytes, Arena* arena = nullptr);
 void pool_release(void* block);
 void pool_lock();  // around a fork
 void pool_unlock();
-void pool_trim();  // gives cached blocks back to the system, but for those that share huge pages
-                   // with one in use
+// Gives cached blocks back to the system; of those that share huge pages with one in use, the
+// memory alone.
+void pool_trim();
 
 struct PoolStatistics {
     int64_t live_bytes, cached_bytes, peak_bytes, system_allocations;

@@ -257,8 +257,8 @@ MG_INLINE void store(bf16* p, vf v) {
 #if defined(MG_AVX512)
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v));
 #elif defined(MG_AVX2)
-    __m256i packed = _mm256_packus_epi32((__m256i)bf16_bits(v), (__m256i)bf16_bits(v));
-    packed = _mm256_permute4x64_epi64(packed, 0x08);
+    __m256i bits = (__m256i)bf16_bits(v);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(bits, bits), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 #else
     for (int i = 0; i < VL; i++) p[i] = to_bf16(v[i]);

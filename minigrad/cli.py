@@ -138,11 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 def _stored_config(model: str, run: str) -> Any:
     """What the run began with, so that `--out RUN --resume` is enough to go on."""
     from minigrad import checkpoint
+    from minigrad.train.loop import checkpoint_to_resume
 
-    folder = checkpoint.latest(Path(run))
-    if folder is None:
-        raise ValueError(f"--resume: no whole checkpoint in {run}")
-    state = checkpoint.load_checkpoint(folder)[1]
+    state = checkpoint.load_checkpoint(checkpoint_to_resume(Path(run)))[1]
     if state["task"] != model:
         raise ValueError(f"--resume: {run} holds a {state['task']}, not a {model}")
     stored = state["config"]

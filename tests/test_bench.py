@@ -18,7 +18,7 @@ import tiny
 import minigrad as mg
 from minigrad import bench, cost, dispatch, dtypes, limits
 from minigrad.bench import ours
-from minigrad.bench.jobs import FP32_ONLY, LINEAR_LAYERS, SHAPES, kernel_job
+from minigrad.bench.jobs import FP32_ONLY, LINEAR_LAYERS, SHAPES, generation_job, kernel_job
 from minigrad.cli import main
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # relative, L2
@@ -279,6 +279,21 @@ def test_linear_layers_are_those_of_the_presets() -> None:
     assert LINEAR_LAYERS["small expand"] == (8 * 256, 384, 4 * 384)
     assert LINEAR_LAYERS["mid qkv"] == (4 * 256, 512, 3 * 512)
     assert LINEAR_LAYERS["gpt2 head"] == (256, 768, 50257)
+
+
+def test_generation_adds_by_itself_what_fits_into_the_context() -> None:
+    assert generation_job("tiny", "fp32", 1, 32, None)["tokens"] == 32
+    assert generation_job("small", "fp32", 1, 32, None)["tokens"] == 128
+    with pytest.raises(ValueError, match="a prompt that fits with its tokens into the 64 of tiny"):
+        generation_job("tiny", "fp32", 1, 64, None)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is here")
+def test_the_speed_of_the_ptx_machine_says_what_it_lacks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["bench", "emulator"]) == 1
+    assert "triton, which compiles what is run, is not installed" in capsys.readouterr().err
 
 
 def test_rows_are_judged_at_all_their_sizes() -> None:

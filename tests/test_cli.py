@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 import signal
 import subprocess
 import time
@@ -229,6 +231,29 @@ def test_a_run_is_never_written_over(
     assert code == 1
     assert message in err
     assert files(run) == before
+
+
+def test_a_run_of_another_model_or_with_a_damaged_checkpoint_is_told(
+    trained: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    code, _, err = in_process(capsys, "train", "autoencoder", "--out", run, "--resume")
+    assert (code, err) == (1, f"minigrad: --resume: {run} holds a gpt, not a autoencoder\n")
+    (run / checkpoint.BEST).unlink()
+    folders = checkpoint.checkpoints(run)
+    assert len(folders) > 1
+    os.truncate(folders[-1] / "model.safetensors", 100)
+    sample = ("sample", "--run", run, "--tokens", 3)
+    code, _, err = in_process(capsys, *sample)
+    assert code == 0
+    older = folders[-2].name
+    assert err == f"minigrad: {folders[-1]}: damaged or cut off; going back to {older}\n"
+    for folder in folders:
+        os.truncate(folder / "model.safetensors", 100)
+    code, _, err = in_process(capsys, *sample)
+    assert code == 1
+    assert "damaged or cut off is every checkpoint there" in err
 
 
 @pytest.mark.parametrize(

@@ -323,3 +323,12 @@ def test_sequential_and_modules_without_forward() -> None:
     close(layers(x), layers[2](layers[1](layers[0](x))).numpy(), 0)
     with pytest.raises(NotImplementedError, match="Module has no forward"):
         nn.Module()(x)
+
+
+def test_a_linear_layer_that_cannot_be_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match=r"Linear: in_features -1: expected a whole number"):
+        mg.nn.Linear(-1, 3)
+    with pytest.raises(ValueError, match=r"Linear: out_features '2': expected a whole number"):
+        mg.nn.Linear(3, "2")
+    with pytest.raises(ValueError, match=r"Linear: unknown activation 'foo'; expected None,"):
+        mg.nn.Linear(3, 2, activation="foo")

@@ -144,13 +144,19 @@ def check_same_run(config: TrainConfig, state: dict[str, Any], run: Path) -> Non
             )
 
 
+def checkpoint_to_resume(run: Path) -> Path:
+    """What a run goes on from."""
+    folder = checkpoint.latest(run)
+    if folder is None:
+        raise ValueError(f"--resume: no whole checkpoint in {run}")
+    return folder
+
+
 def train(
     config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool
 ) -> Result:
     """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`."""
-    folder = checkpoint.latest(run)
-    if config.resume and folder is None:
-        raise ValueError(f"--resume: no whole checkpoint in {run}")
+    folder = checkpoint_to_resume(run) if config.resume else checkpoint.latest(run)
     check_config(config)
     if folder and not config.resume:
         raise ValueError(f"{run} already holds a run; go on with --resume, or name another --out")
