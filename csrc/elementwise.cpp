@@ -95,12 +95,13 @@ MG_COMPARISON(TRUTH_TILE)
 
 template <class C>
 void run_unary(const char* name, UnaryTile<C> tile, const Array& x, const Array& out, double p) {
-    Strided<2>(name, {&x, &out}).run([&](char* const* at, const int64_t* step, int64_t n) {
-        alignas(64) C xs[kTile], result[kTile];
-        C* to = output_tile(out.dtype, at[1], step[1], result);
-        tile(n, load_tile(x.dtype, at[0], step[0], n, xs), p, to);
-        store_tile(out.dtype, at[1], step[1], n, to);
-    });
+    Strided<2>(name, {&x, &out})
+        .template run<C>([&](char* const* at, const int64_t* step, int64_t n) {
+            alignas(64) C xs[kTile], result[kTile];
+            C* to = output_tile(out.dtype, at[1], step[1], result);
+            tile(n, load_tile(x.dtype, at[0], step[0], n, xs), p, to);
+            store_tile(out.dtype, at[1], step[1], n, to);
+        });
 }
 
 // x or y may be missing where the gradient does not read it: g stands in.
@@ -110,7 +111,7 @@ void run_unary_bwd(const char* name, GradTile<C> tile, const Array& g, const Arr
     const Array& in = x ? x : g;
     const Array& result = y ? y : g;
     Strided<4>(name, {&g, &in, &result, &out})
-        .run([&](char* const* at, const int64_t* step, int64_t n) {
+        .template run<C>([&](char* const* at, const int64_t* step, int64_t n) {
             alignas(64) C gs[kTile], xs[kTile], ys[kTile], grads[kTile];
             C* to = output_tile(out.dtype, at[3], step[3], grads);
             const C* from = load_tile(g.dtype, at[0], step[0], n, gs);
@@ -123,13 +124,14 @@ void run_unary_bwd(const char* name, GradTile<C> tile, const Array& g, const Arr
 template <class C>
 void run_binary(const char* name, BinaryTile<C> tile, const Array& a, const Array& b,
                 const Array& out) {
-    Strided<3>(name, {&a, &b, &out}).run([&](char* const* at, const int64_t* step, int64_t n) {
-        alignas(64) C as[kTile], bs[kTile], result[kTile];
-        C* to = output_tile(out.dtype, at[2], step[2], result);
-        tile(n, load_tile(a.dtype, at[0], step[0], n, as),
-             load_tile(b.dtype, at[1], step[1], n, bs), to);
-        store_tile(out.dtype, at[2], step[2], n, to);
-    });
+    Strided<3>(name, {&a, &b, &out})
+        .template run<C>([&](char* const* at, const int64_t* step, int64_t n) {
+            alignas(64) C as[kTile], bs[kTile], result[kTile];
+            C* to = output_tile(out.dtype, at[2], step[2], result);
+            tile(n, load_tile(a.dtype, at[0], step[0], n, as),
+                 load_tile(b.dtype, at[1], step[1], n, bs), to);
+            store_tile(out.dtype, at[2], step[2], n, to);
+        });
 }
 
 template <class C>

@@ -10,6 +10,16 @@ namespace mg {
 
 constexpr int64_t kTile = 512;  // elements: three float tiles stay well inside a 32 KB L1
 
+// The dtype that needs no conversion to a tile of C.
+template <class C>
+constexpr DType kNative = DType::f32;
+template <>
+inline constexpr DType kNative<double> = DType::f64;
+template <>
+inline constexpr DType kNative<int64_t> = DType::i64;
+template <>
+inline constexpr DType kNative<bf16> = DType::bf16;
+
 // N operands over one shape; the last is the output, whose shape rules.
 template <int N>
 struct Strided {
@@ -17,10 +27,14 @@ struct Strided {
     int64_t shape[kMaxDims];
     int64_t strides[N][kMaxDims];  // bytes
     char* data[N];
+    DType dtypes[N];
 
     Strided(const char* kernel, const Array* const (&operands)[N]) {
         const Array& out = *operands[N - 1];
-        for (int k = 0; k < N; k++) data[k] = operands[k]->data;
+        for (int k = 0; k < N; k++) {
+            data[k] = operands[k]->data;
+            dtypes[k] = operands[k]->dtype;
+        }
         for (int d = 0; d < out.ndim; d++) {
             if (out.shape[d] == 1) continue;
             for (int k = 0; k < N; k++)
@@ -35,9 +49,17 @@ struct Strided {
         }
     }
 
-    // body(pointers, inner strides in bytes, count), count <= kTile.
-    template <class Body>
+    // body(pointers, inner strides in bytes, count), count <= kTile; or without end where all
+    // operands are contiguous arrays of C, which body then reads and writes where they lie.
+    template <class C = void, class Body>
     void run(Body&& body) const {
+        int64_t tile = kTile;
+        if constexpr (!std::is_void_v<C>) {
+            bool in_place = true;
+            for (int k = 0; k < N; k++)
+                in_place &= dtypes[k] == kNative<C> && strides[k][ndim - 1] == sizeof(C);
+            if (in_place) tile = kTaskElements;
+        }
         int64_t inner = shape[ndim - 1], rows = 1;
         for (int d = 0; d < ndim - 1; d++) rows *= shape[d];
         if (inner == 0 || rows == 0) return;
@@ -46,7 +68,7 @@ struct Strided {
         parallel_chunks(rows * pieces, rows_per_task(piece), [&](int64_t begin, int64_t end) {
             for (int64_t item = begin; item < end; item++) {
                 int64_t first = item % pieces * piece;
-                run_row(item / pieces, first, std::min(piece, inner - first), body);
+                run_row(item / pieces, first, std::min(piece, inner - first), tile, body);
             }
         });
     }
@@ -76,7 +98,7 @@ struct Strided {
     }
 
     template <class Body>
-    void run_row(int64_t row, int64_t first, int64_t count, Body& body) const {
+    void run_row(int64_t row, int64_t first, int64_t count, int64_t tile, Body& body) const {
         char* p[N];
         int64_t step[N];
         for (int k = 0; k < N; k++) {
@@ -88,9 +110,9 @@ struct Strided {
             row /= shape[d];
             for (int k = 0; k < N; k++) p[k] += index * strides[k][d];
         }
-        for (int64_t i = 0; i < count; i += kTile) {
-            body(p, step, std::min(kTile, count - i));
-            for (int k = 0; k < N; k++) p[k] += kTile * step[k];
+        for (int64_t i = 0; i < count; i += tile) {
+            body(p, step, std::min(tile, count - i));
+            for (int k = 0; k < N; k++) p[k] += tile * step[k];
         }
     }
 };
@@ -189,15 +211,6 @@ inline void for_dtype(DType t, Body&& body) {
 }
 
 // ---- tiles ----
-
-template <class C>
-constexpr DType kNative = DType::f32;
-template <>
-inline constexpr DType kNative<double> = DType::f64;
-template <>
-inline constexpr DType kNative<int64_t> = DType::i64;
-template <>
-inline constexpr DType kNative<bf16> = DType::bf16;
 
 template <class C>
 void load_strided(DType dtype, const char* p, int64_t step, int64_t n, C* tile);
