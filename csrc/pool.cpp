@@ -26,6 +26,10 @@ constexpr size_t kHugePage = size_t{2} << 20;    // blocks from twice this size 
 constexpr size_t kSlabLeast = size_t{64} << 10;  // and from this one on they share some
 constexpr size_t kSlab = size_t{32} << 20;
 constexpr size_t kKeepAlways = size_t{256} << 20;
+// A header's place in a slab. All arrays of slabs begin at one place of their page: were one's a
+// line further than another's, reading the other while writing this one would stall, as loads and
+// stores are told apart by the lower twelve bits of their addresses.
+constexpr size_t kPage = 4096;
 constexpr int kSteps = 8;  // to a doubling: huge pages are resident with what a block has too much
 constexpr int kClasses = kSteps * 48;
 // From this size on a block is held against what the machine has free: the system promises more
@@ -197,10 +201,10 @@ void* new_block(int c) {
     Header header{c, nullptr, nullptr, nullptr};
     char* origin;
     if (bytes >= kSlabLeast && bytes < 2 * kHugePage) {
-        header.slab = slab_with(bytes + kHeader);
+        header.slab = slab_with(bytes + kPage);
         if (header.slab == nullptr) return nullptr;
         origin = header.slab->next;
-        header.slab->next += bytes + kHeader;
+        header.slab->next += bytes + kPage;
     } else {
         header.origin = from_system(bytes + kHeader);
         if (header.origin == nullptr) return nullptr;
