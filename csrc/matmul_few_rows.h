@@ -14,7 +14,7 @@ constexpr int64_t kFewRowsTask = 1 << 18;  // multiply-adds (some 5 us), of 16 r
 
 // Blocks of columns in a task at least: what one asks for is the next one's, which should be of the
 // same thread.
-constexpr int64_t kFewRowsAhead = 8;
+constexpr int64_t kFewRowsAhead = 16;
 
 // Memory to be asked for in order, a line at a time.
 class Ahead {
@@ -278,14 +278,14 @@ void exchanged_block(const Product& p, const float* a_packed, int64_t j, int64_t
 template <int kVectors>
 void few_rows_exchanged(const Product& p) {
     constexpr int width = kVectors * VL;
-    Scratch<float> a_packed(p.k * width);
-    pack_panel<width>(p.a, p.m, p.k, a_packed.get());
     // An even number of tasks as nearly of one size as can be, so that two threads end together.
     int64_t blocks = (p.n + kMR - 1) / kMR;
     int64_t per_task = std::max(kFewRowsAhead, kFewRowsTask / (p.k * kMR * 16));
     int64_t tasks = blocks <= per_task ? 1 : (blocks + 2 * per_task - 1) / (2 * per_task) * 2;
     parallel_for(tasks, [&](int64_t task) {
         int64_t begin = task * blocks / tasks;
+        Scratch<float> a_packed(p.k * width);
+        pack_panel<width>(p.a, p.m, p.k, a_packed.get());
         Ahead(p, (begin - 1) * kMR, kMR).lines(kMR * p.k * 4 / Ahead::kLine);  // its first block
         for (int64_t b = begin; b < (task + 1) * blocks / tasks; b++)
             exchanged_block<kVectors>(p, a_packed.get(), std::min(b * kMR, p.n - kMR), b * kMR);

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import ops, recording
-from minigrad.dispatch import launch
+from minigrad.dispatch import empty, launch
 from minigrad.nn.module import Module
 from minigrad.ops.matmul import check_activation
 from minigrad.random import Generator
@@ -134,7 +134,8 @@ class Activation(Module):
 
 class KVCache:
     """Keys and values of the tokens seen so far, for decoding a few tokens at a time: memory for
-    `capacity` tokens, (B, Hkv, capacity, D) each, made at the first use and written in place."""
+    `capacity` tokens, (B, Hkv, capacity, D) each, made at the first use and written in place.
+    What lies behind the first `length` tokens has no meaning."""
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
@@ -165,7 +166,9 @@ class KVCache:
         if self.keys is None or self.values is None:
             recording.refuse("KVCache", "let it see its first tokens before the captured step")
             shape = (*k.shape[:2], self.capacity, k.shape[3])
-            self.keys, self.values = (ops.zeros(shape, k.dtype) for _ in range(2))
+            self.keys, self.values = (
+                Tensor._placed(empty(shape, k.dtype), k.device) for _ in range(2)
+            )
         n = k.shape[2]
         recording.repeat(partial(self._begin, n))
         start = recording.cell(self._start)
