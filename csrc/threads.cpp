@@ -149,6 +149,12 @@ class Threads {
         }
     }
 
+    // Whether a region is open that is not the one last seen.
+    bool opened(uint64_t seen) const {
+        uint64_t state = state_.load(std::memory_order_seq_cst);
+        return (state & kOpen) && (state & ~kLowBits) != seen;
+    }
+
     bool join(uint64_t& seen) {
         uint64_t state = state_.load(std::memory_order_acquire);
         while ((state & kOpen) && (state & ~kLowBits) != seen) {
@@ -171,14 +177,12 @@ class Threads {
                 idle_since = std::chrono::steady_clock::now();
                 continue;
             }
-            for (int i = 0; i < 64; i++) pause();
+            // The clock is looked at less often: it takes longer than a look for work.
+            for (int i = 0; i < 64 && !opened(seen); i++) pause();
             if (std::chrono::steady_clock::now() - idle_since < kSpin) continue;
             std::unique_lock<std::mutex> lock(sleep_mutex_);
             sleepers_.fetch_add(1, std::memory_order_seq_cst);
-            wake_.wait(lock, [&] {
-                uint64_t state = state_.load(std::memory_order_seq_cst);
-                return stop_ || ((state & kOpen) && (state & ~kLowBits) != seen);
-            });
+            wake_.wait(lock, [&] { return stop_ || opened(seen); });
             sleepers_.fetch_sub(1, std::memory_order_seq_cst);
             if (stop_) return;
             idle_since = std::chrono::steady_clock::now();
