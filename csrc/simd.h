@@ -236,14 +236,12 @@ MG_INLINE vu bf16_bits(vf v) {
 }
 
 #if defined(MG_AVX512)
+// Of results, which are no denormals where those are flushed.
 MG_INLINE __m256i to_bf16(vf v) {
 #if !defined(MG_ISA_MODEL)
-    // One instruction, which takes denormals for zero: those go the long way. In assembler, as the
-    // intrinsic would ask for the feature in every function that this is inlined into.
-    __mmask16 small = _mm512_testn_epi32_mask((__m512i)v, _mm512_set1_epi32(0x7f800000));
-    __mmask16 denormal =
-        _mm512_mask_test_epi32_mask(small, (__m512i)v, _mm512_set1_epi32(0x7fffff));
-    if (has_dot() && !denormal) {
+    // One instruction, which takes denormals for zero. In assembler, as the intrinsic would ask for
+    // the feature in every function that this is inlined into.
+    if (has_dot()) {
         __m256i rounded;
         asm("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"((__m512)v));
         return rounded;
@@ -286,6 +284,17 @@ MG_INLINE void store(f16* p, vf v) {
     for (int i = 0; i < VL; i++) p[i] = to_f16(v[i]);
 #endif
 }
+
+// Of values that need not be results: denormals keep their bits.
+MG_INLINE void store_given(bf16* p, vf v) {
+#if defined(MG_AVX512)
+    __m256i bits = _mm512_cvtepi32_epi16((__m512i)bf16_bits(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+#else
+    store(p, v);
+#endif
+}
+MG_INLINE void store_given(f16* p, vf v) { store(p, v); }
 
 // Stores to aligned memory past the caches, which need not fetch the lines that they fill; other
 // threads see them after `streams_done`.

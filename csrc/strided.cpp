@@ -32,7 +32,8 @@ void store_strided(DType dtype, char* p, int64_t step, int64_t n, const C* tile)
         if constexpr (std::is_same_v<C, float> &&
                       (std::is_same_v<T, bf16> || std::is_same_v<T, f16>)) {
             if (step == sizeof(T))
-                for (; i + VL <= n; i += VL) store(reinterpret_cast<T*>(p) + i, load(tile + i));
+                for (; i + VL <= n; i += VL)
+                    store_given(reinterpret_cast<T*>(p) + i, load(tile + i));
         }
         for (; i < n; i++) *reinterpret_cast<T*>(p + i * step) = from_tile<T>(tile[i]);
     });

@@ -334,12 +334,13 @@ MG_INLINE WithSlope<vf> gelu_of_8_bits(vf x) {
     constexpr float q[] = {1.0f, 1.35283653e+0f, 6.99905610e-1f, 1.55319600e-1f};
     vf z = at_most(abs(x), kNormalEnd);
     vf power = exp2_of_8_bits(z * z * broadcast(-0.721347520f));
-    vf e = select(z == broadcast(kNormalEnd), vf{}, power);
-    vf tail = e * (polynomial(z, p) / polynomial(z, q));
+    vf ratio = polynomial(z, p) / polynomial(z, q);
+    vf value = fma(-(z * power), ratio, positive_part(x));
+    vf e = select(z == broadcast(kNormalEnd), vf{}, power), tail = e * ratio;
     vf cdf = select(x < vf{}, tail, broadcast(1.0f) - tail);
     vf near = at_most(at_least(x, -kNormalEnd), kNormalEnd);
     vf slope = fma(near, e * broadcast(0.398942280f), cdf);
-    return {fma(-z, tail, positive_part(x)), select(x != x, x, slope)};
+    return {value, select(x != x, x, slope)};
 }
 MG_INLINE WithSlope<vf> gelu_tanh_of_8_bits(vf x) {
     constexpr double k = 1.5957691216057308, log2_e = 1.4426950408889634;
