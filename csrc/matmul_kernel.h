@@ -52,7 +52,10 @@ template <int kRows, int kVectors, bool kPacked>
 __attribute__((noinline)) void micro_kernel(int64_t kc, const float* a, int64_t a_row,
                                             const float* b, const Store& s, int64_t rows,
                                             int64_t cols) {
+    // Loops over the sums are unrolled, every one: an index that is not known puts all of them on
+    // the stack, from the start.
     vf sum[kRows][kVectors];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; r++)
         for (int v = 0; v < kVectors; v++) sum[r][v] = vf{};
     const float* at[kRows];
@@ -60,8 +63,10 @@ __attribute__((noinline)) void micro_kernel(int64_t kc, const float* a, int64_t 
         // Rows beyond the last read it again; their sums are not stored.
         for (int r = 0; r < kRows; r++) at[r] = a + std::min<int64_t>(r, rows - 1) * a_row;
     // C comes from an outer cache: asked for now, it is there when k has run through.
-    for (int r = 0; r < kRows; r++)
-        __builtin_prefetch(s.c + std::min<int64_t>(r, rows - 1) * s.row, 1);
+    for (int64_t r = 0; r < rows; r++) {
+        __builtin_prefetch(s.c + r * s.row, 1);
+        __builtin_prefetch(s.c + r * s.row + std::min<int64_t>(cols, kVectors * VL) - 1, 1);
+    }
 #pragma GCC unroll 2
     for (int64_t k = 0; k < kc; k++) {
         vf column[kVectors];
@@ -73,13 +78,23 @@ __attribute__((noinline)) void micro_kernel(int64_t kc, const float* a, int64_t 
         }
     }
     if (rows == kRows && cols >= kVectors * VL) {
-        for (int r = 0; r < kRows; r++)
-            for (int v = 0; v < kVectors; v++) store_block(s, r, v * VL, sum[r][v], VL);
+        float* c = s.c;
+#pragma GCC unroll 16
+        for (int r = 0; r < kRows; r++, c += s.row)
+            for (int v = 0; v < kVectors; v++) {
+                if (s.add) sum[r][v] = load(c + v * VL) + sum[r][v];
+                if (s.bias) sum[r][v] = sum[r][v] + load(s.bias + v * VL);
+                store(c + v * VL, sum[r][v]);
+            }
         return;
     }
+    alignas(64) float block[kRows * kVectors * VL];
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; r++)
-        if (r < rows)
-            for (int v = 0; v < kVectors; v++) store_block(s, r, v * VL, sum[r][v], cols - v * VL);
+        for (int v = 0; v < kVectors; v++) store(block + (r * kVectors + v) * VL, sum[r][v]);
+    for (int64_t r = 0; r < rows; r++)
+        for (int v = 0; v < kVectors; v++)
+            store_block(s, r, v * VL, load(block + (r * kVectors + v) * VL), cols - v * VL);
 }
 
 template <int kVectors, bool kPacked>

@@ -70,13 +70,14 @@ void pack_panel(const T* x, int64_t row, int64_t col, int64_t n, int64_t kc, flo
     int64_t i = 0;
 #if defined(MG_AVX512) || defined(MG_AVX2)
     if constexpr (std::is_same_v<T, float>) {
-        if (col == 1) {
-            for (; i + 8 <= n; i += 8) {
-                int64_t k = 0;
+        if (col == 1 && n >= 8) {
+            // The last eight rows overlap those before where n is no multiple.
+            for (; i < n; i += 8) {
+                int64_t first = std::min(i, n - 8), k = 0;
                 for (; k + 8 <= kc; k += 8)
-                    transpose_8x8(x + i * row + k, row, out + k * width + i, width);
+                    transpose_8x8(x + first * row + k, row, out + k * width + first, width);
                 for (; k < kc; k++)
-                    for (int64_t j = i; j < i + 8; j++) out[k * width + j] = x[j * row + k];
+                    for (int64_t j = first; j < first + 8; j++) out[k * width + j] = x[j * row + k];
             }
         }
     }
