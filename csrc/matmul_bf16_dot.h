@@ -45,39 +45,50 @@ inline void store_row(bf16* out, vf first, vf second) {
     std::memcpy(out, &both, sizeof(both));
 }
 
-template <class T>
-MG_INLINE void store_part(T* out, vf first, vf second, int64_t cols) {
-    store(out, first, std::min<int64_t>(cols, VL));
-    if (cols > VL) store(out + VL, second, cols - VL);
-}
-
-// [out +] total [+ bias], for the first n lanes.
+// Out = [out +] sums [+ bias], for a whole block. As in matmul_kernel.h, no loop over the sums has
+// an index that is not known.
 template <int kRows, class T>
 MG_TARGET("avx512bf16")
-inline void finish_block(vf (&total)[kRows][2], const DotStore& s) {
+MG_INLINE void finish_whole(vf (&sum)[kRows][2], const DotStore& s) {
     vf bias[2] = {};
-    int64_t second = std::clamp<int64_t>(s.cols - VL, 0, VL);
-    if (s.p.bias) {
-        bias[0] = load(s.p.bias + s.j, std::min<int64_t>(s.cols, VL));
-        bias[1] = load(s.p.bias + s.j + VL, second);
-    }
-    bool whole = s.rows == kRows && s.cols == kPanelColumns;
-    if (s.p.add)
-        for (int r = 0; r < kRows; r++) {
-            if (r >= s.rows) break;
-            total[r][0] = load(s.out<T>(r), std::min<int64_t>(s.cols, VL)) + total[r][0];
-            total[r][1] = load(s.out<T>(r) + VL, second) + total[r][1];
-        }
     if (s.p.bias)
-        for (int r = 0; r < kRows; r++)
-            for (int v = 0; v < 2; v++) total[r][v] = total[r][v] + bias[v];
+        for (int v = 0; v < 2; v++) bias[v] = load(s.p.bias + s.j + v * VL);
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) {
-        if (whole) {
-            store_row(s.out<T>(r), total[r][0], total[r][1]);
-        } else if (r < s.rows) {
-            store_part(s.out<T>(r), total[r][0], total[r][1], s.cols);
+        T* out = s.out<T>(r);
+        for (int v = 0; v < 2; v++) {
+            if (s.p.add) sum[r][v] = load(out + v * VL) + sum[r][v];
+            if (s.p.bias) sum[r][v] = sum[r][v] + bias[v];
         }
+        store_row(out, sum[r][0], sum[r][1]);
     }
+}
+
+// The same for the rows and columns that are there, from sums in memory.
+template <class T>
+MG_TARGET("avx512bf16")
+inline void finish_part(const float* sums, const DotStore& s) {
+    int64_t n[2] = {std::min<int64_t>(s.cols, VL), std::max<int64_t>(s.cols - VL, 0)};
+    for (int64_t r = 0; r < s.rows; r++)
+        for (int v = 0; v < 2; v++) {
+            if (n[v] == 0) continue;
+            T* out = s.out<T>(r) + v * VL;
+            vf sum = load(sums + (2 * r + v) * VL);
+            if (s.p.add) sum = load(out, n[v]) + sum;
+            if (s.p.bias) sum = sum + load(s.p.bias + s.j + v * VL, n[v]);
+            store(out, sum, n[v]);
+        }
+}
+
+template <int kRows, class T>
+MG_TARGET("avx512bf16")
+MG_INLINE void finish_block(vf (&sum)[kRows][2], const DotStore& s) {
+    if (s.rows == kRows && s.cols == kPanelColumns) return finish_whole<kRows, T>(sum, s);
+    alignas(64) float sums[kRows * 2 * VL];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; r++)
+        for (int v = 0; v < 2; v++) store(sums + (2 * r + v) * VL, sum[r][v]);
+    finish_part<T>(sums, s);
 }
 
 // kPacked: pair q of row r is a[2 * (q * kMR + r)]; else it starts at a[r * a_row + 2 * q].
@@ -85,7 +96,9 @@ template <int kRows, bool kPacked>
 MG_TARGET("avx512bf16")
 __attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a_row,
                                          const bf16* panel, const DotStore& s) {
-    vf sum[kRows][2] = {};
+    vf sum[kRows][2];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; r++) sum[r][0] = sum[r][1] = vf{};
     if (s.last) s.prefetch();  // what comes from an outer cache is there when k has run through
     const bf16* at[kRows];
     // Rows beyond the last read it again; their sums are not stored.
@@ -105,10 +118,13 @@ __attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a
         }
     }
     auto before = [&](int r, int v) { return s.sums + r * s.sums_row + v * VL; };
-    if (!s.first)
+    if (!s.first) {
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; r++)
             for (int v = 0; v < 2; v++) sum[r][v] = load(before(r, v)) + sum[r][v];
+    }
     if (!s.last) {
+#pragma GCC unroll 16
         for (int r = 0; r < kRows; r++)
             for (int v = 0; v < 2; v++) store(before(r, v), sum[r][v]);
     } else if (s.p.out_dtype == DType::f32) {
