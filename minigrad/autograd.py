@@ -274,6 +274,7 @@ class Function:
     """
 
     view = False  # the output shares the first input's memory
+    fresh = False  # backward's gradients are memory that nobody else has: others may be added there
 
     @staticmethod
     def forward(ctx: Node, *arrays: Any, **options: Any) -> Any:
@@ -518,12 +519,14 @@ def _walk(
     inner_targets = {(id(t), i) for t, i in targets or () if t.__class__ is Node}
     needed = _needed_nodes(outputs, targets) if targets is not None else None
 
-    def send(edge: Edge, gradient: Tensor) -> None:
+    def send(edge: Edge, gradient: Tensor, fresh: bool = False) -> None:
         target, index = edge
         if target.__class__ is not Node:
             before = leaves.get(id(target))
             leaf: Any = target
-            leaves[id(target)] = (leaf, gradient if before is None else _sum(before[1], gradient))
+            if before is not None:
+                gradient = _sum(before[1], gradient, fresh)
+            leaves[id(target)] = (leaf, gradient)
             return
         node: Any = target
         slots = pending.get(node)
@@ -531,7 +534,7 @@ def _walk(
             slots = pending[node] = [None] * len(node.outputs)
             heapq.heappush(heap, (-node.order, node))
         old = slots[index]
-        slots[index] = gradient if old is None else _sum(old, gradient)
+        slots[index] = gradient if old is None else _sum(old, gradient, fresh)
 
     mode, _mode.grad = _mode.grad, create_graph  # a context manager costs as much as a small op
     try:
@@ -592,7 +595,7 @@ def _walk(
                     _check_finite(f"{node.name}.backward", gradient, "gradient", sources)
                 if not inner and gradient._storage is not None:  # not fresh
                     _hold_saved(node, gradient, walked)
-                send(edge, gradient)
+                send(edge, gradient, node.function.fresh)
             if not retain_graph:
                 node.release()
         for key, (leaf, gradient) in leaves.items():
@@ -604,10 +607,13 @@ def _walk(
     return walked
 
 
-def _sum(a: Tensor, b: Tensor) -> Tensor:
-    """Of two gradients of one shape and dtype."""
+def _sum(a: Tensor, b: Tensor, in_place: bool) -> Tensor:
+    """Of two gradients of one shape and dtype, in b's memory where `in_place` allows it."""
     if _mode.grad or dispatch.elsewhere or _anomaly_used:
         return a + b
+    if in_place:
+        dispatch.launch("add", a._array, b._array, b._array)
+        return b
     return _tensor.Tensor._wrap(dispatch.launch_made("add", a._array, b._array, None))
 
 

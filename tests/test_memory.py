@@ -7,6 +7,7 @@ import resource
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import tiny
 
@@ -129,6 +130,29 @@ def test_what_shares_pages_with_blocks_in_use_does_not_empty_the_cache() -> None
         mg.zeros((megabytes << 18,))
     assert mg.memory_statistics()["system_allocations"] == before
     assert all((x.numpy() == 0).all() for x in kept)
+
+
+def test_a_tied_weight_takes_two_gradients_at_a_time() -> None:
+    """Of the output layer, made with the loss, and of the embedding, which their sum lies in."""
+    weight = mg.randn((30_000, 64))
+    weight.requires_grad = True
+    tokens = mg.tensor([3, 1, 4, 1, 5])
+    loss = mg.linear_cross_entropy(mg.embedding(weight, tokens), weight, tokens)
+    memory.reset_peak_memory()
+    before = mg.memory_statistics()["peak_bytes"]
+    loss.backward()
+    gradient = weight.size * 4
+    assert mg.memory_statistics()["peak_bytes"] - before < 1.5 * gradient
+
+    untied = mg.tensor(weight.numpy(), requires_grad=True)
+    mg.linear_cross_entropy(mg.embedding(untied, tokens), weight.detach(), tokens).backward()
+    head = mg.tensor(weight.numpy(), requires_grad=True)
+    mg.linear_cross_entropy(mg.embedding(weight.detach(), tokens), head, tokens).backward()
+    assert weight.grad is not None
+    assert untied.grad is not None
+    assert head.grad is not None
+    sums = untied.grad.numpy() + head.grad.numpy()
+    np.testing.assert_array_equal(weight.grad.numpy(), sums)
 
 
 def test_large_arrays_begin_at_one_place_of_their_page() -> None:

@@ -45,6 +45,8 @@ COST = {
 
 
 class Embedding(Function):
+    fresh = True  # of a weight that is the output layer's, too, each gradient is large
+
     @staticmethod
     def forward(ctx: Node, weight: np.ndarray, indices: np.ndarray) -> np.ndarray:
         ctx.rows = weight.shape[0]
