@@ -68,14 +68,29 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
                          panel_at(kb, j), kc * kNR);
     });
     BlockTasks tasks(p.m, panels, p.m * n * depth < kSmallWork, panels);
-    tasks.run([&](int64_t i0, int64_t i1, int64_t first, int64_t last) {
-        Scratch<float> a_packed(p.direct_a() ? 1 : ((i1 - i0) / kMR + 1) * row_panel_size(kKC));
+    // A block of A, packed: of one K block for the task that uses it, of all where several tasks
+    // do.
+    bool shared = !p.direct_a() && tasks.column_blocks > 1;
+    int64_t a_size = (tasks.most_rows() / kMR + 1) * row_panel_size(kKC);
+    Scratch<float> a_shared(shared ? tasks.row_blocks * k_blocks * a_size : 1);
+    OnceEach packing(shared ? tasks.row_blocks : 0);
+    tasks.run([&](int64_t block, int64_t i0, int64_t i1, int64_t first, int64_t last) {
+        auto pack = [&](int64_t kb, float* to) {
+            int64_t k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
+            pack_panels<kMR>(p.a.at(i0, k0), i1 - i0, kc, to, row_panel_size(kc));
+        };
+        float* a_block = a_shared.get() + block * k_blocks * a_size;
+        if (shared)
+            packing.run(block, [&] {
+                for (int64_t kb = 0; kb < k_blocks; kb++) pack(kb, a_block + kb * a_size);
+            });
+        Scratch<float> a_own(shared || p.direct_a() ? 1 : a_size);
         for (int64_t kb = 0; kb < k_blocks; kb++) {
             int64_t k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
-            if (!p.direct_a())
-                pack_panels<kMR>(p.a.at(i0, k0), i1 - i0, kc, a_packed.get(), row_panel_size(kc));
+            float* a_packed = shared ? a_block + kb * a_size : a_own.get();
+            if (!shared && !p.direct_a()) pack(kb, a_packed);
             for (int64_t j = first; j < last; j++)
-                panel_rows(p, p.direct_a() ? nullptr : a_packed.get(), panel_at(kb, j), i0, i1,
+                panel_rows(p, p.direct_a() ? nullptr : a_packed, panel_at(kb, j), i0, i1,
                            j0 + j * kNR, k0, kc);
         }
     });

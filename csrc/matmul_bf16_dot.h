@@ -189,25 +189,26 @@ void pack_dot_panels(const T* a, int64_t col, int64_t rows, int64_t kc, bf16* ou
     }
 }
 
-inline DotRows dot_rows_of(const Bf16Product& p, int64_t i0, int64_t rows, int64_t k0, int64_t kc,
-                           bf16* scratch) {
+inline bool dots_from_panels(const Bf16Product& p) { return p.a.row == 1 && p.a.col != 1; }
+
+// A block of A that the kernel cannot read where it lies: as panels, or row by row.
+inline void copy_dot_rows(const Bf16Product& p, int64_t i0, int64_t rows, int64_t k0, int64_t kc,
+                          bf16* out) {
     Matrix a = p.a.at(i0, k0);
-    if (dots_in_place(p)) return {reinterpret_cast<const bf16*>(a.p), a.row, false};
-    bool packed = a.row == 1 && a.col != 1;
     for_operand(a.dtype, [&](auto type) {
         using T = decltype(type);
         const T* from = reinterpret_cast<const T*>(a.p);
-        if (packed) return pack_dot_panels(from, a.col, rows, kc, scratch);
+        if (dots_from_panels(p)) return pack_dot_panels(from, a.col, rows, kc, out);
         for (int64_t i = 0; i < rows; i++) {
-            bf16* to = scratch + i * DotRows::kCopiedRow;
+            bf16* to = out + i * DotRows::kCopiedRow;
             line(from + i * a.row, a.col, kc, to);
             if (kc % 2) to[kc] = bf16{0};
         }
     });
-    return {scratch, DotRows::kCopiedRow, packed};
 }
 
 constexpr int64_t kDotColumns = 512;        // of sums that wait: 224 KB
+constexpr int64_t kMostShared = 1 << 22;    // elements of A, packed for all tasks: 8 MB
 constexpr int64_t kSmallDotWork = 1 << 19;  // multiply-adds not worth a second thread
 
 // k > 0.
@@ -215,14 +216,31 @@ inline void product_by_dots(const Bf16Product& p) {
     int64_t panels = whole_panels(p.n), depth = whole_k(p.k), k_blocks = (p.k + kKC - 1) / kKC;
     int64_t most = k_blocks > 1 ? kDotColumns / kPanelColumns : panels;
     BlockTasks tasks(p.m, panels, p.m * p.n * p.k < kSmallDotWork, most);
-    tasks.run([&](int64_t i0, int64_t i1, int64_t first, int64_t last) {
+    // As in chunk() of matmul.cpp, unless A is large.
+    bool in_place = dots_in_place(p);
+    int64_t a_size = DotRows::scratch_size(tasks.most_rows());
+    int64_t all = tasks.row_blocks * k_blocks * a_size;
+    bool shared = !in_place && tasks.column_blocks > 1 && all <= kMostShared;
+    Scratch<bf16> a_shared(shared ? all : 1);
+    OnceEach packing(shared ? tasks.row_blocks * k_blocks : 0);
+    tasks.run([&](int64_t block, int64_t i0, int64_t i1, int64_t first, int64_t last) {
         int64_t rows = i1 - i0;
         int64_t sums_row = (last - first) * kPanelColumns;
-        Scratch<bf16> scratch(dots_in_place(p) ? 1 : DotRows::scratch_size(rows));
+        Scratch<bf16> a_own(shared || in_place ? 1 : a_size);
         Scratch<float> sums(k_blocks > 1 ? (rows + kMR - 1) / kMR * kMR * sums_row : 1);
         for (int64_t k0 = 0; k0 < p.k; k0 += kKC) {
             int64_t kc = std::min(kKC, p.k - k0), pairs = (kc + 1) / 2;
-            DotRows a = dot_rows_of(p, i0, rows, k0, kc, scratch.get());
+            int64_t nth = block * k_blocks + k0 / kKC;
+            bf16* copy = shared ? a_shared.get() + nth * a_size : a_own.get();
+            auto make = [&] { copy_dot_rows(p, i0, rows, k0, kc, copy); };
+            if (shared) {
+                packing.run(nth, make);
+            } else if (!in_place) {
+                make();
+            }
+            Matrix given = p.a.at(i0, k0);
+            DotRows a{copy, DotRows::kCopiedRow, dots_from_panels(p)};
+            if (in_place) a = {reinterpret_cast<const bf16*>(given.p), given.row, false};
             for (int64_t j = first; j < last; j++) {
                 const bf16* panel = p.b + (j * depth + k0) * kPanelColumns;
                 for (int64_t i = 0; i < rows; i += kMR) {

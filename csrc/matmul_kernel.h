@@ -141,10 +141,32 @@ struct Product {
 constexpr int64_t kMC = 4096 / kKC * kMR;  // rows of a task: 96 KB of A on AVX2, in L2
 constexpr int64_t kTasks = 8;              // tasks to aim for when blocks of rows are few
 
+// Rows that computing `rows` of them costs: those left after whole blocks count as the next larger
+// kernel's.
+constexpr int64_t rows_computed(int64_t rows) {
+    int64_t left = rows % kMR;
+    return rows - left + (left <= 2 ? left : left <= 4 ? 4 : left <= 8 && kMR > 8 ? 8 : kMR);
+}
+
 // C in blocks of rows by panels of kNR columns, of which each task does some, or one task all that
 // is small work.
 struct BlockTasks {
     int64_t m, panels, row_blocks, column_blocks, panel_step;
+
+    // The first row of a block of rows: a multiple of kMR, unless there are two and halves take
+    // less.
+    int64_t row_at(int64_t block) const {
+        int64_t row_panels = (m + kMR - 1) / kMR;
+        int64_t at = std::min(m, block * row_panels / row_blocks * kMR);
+        if (row_blocks != 2 || block != 1) return at;
+        auto longer = [&](int64_t first) {
+            return std::max(rows_computed(first), rows_computed(m - first));
+        };
+        return longer(m / 2) < longer(at) ? m / 2 : at;
+    }
+
+    // Rows of the largest block.
+    int64_t most_rows() const { return std::min(m, (m / row_blocks / kMR + 2) * kMR); }
 
     // At most `most` panels to a task.
     BlockTasks(int64_t m, int64_t panels, bool small, int64_t most) : m(m), panels(panels) {
@@ -157,16 +179,13 @@ struct BlockTasks {
         column_blocks = (panels + panel_step - 1) / panel_step;
     }
 
-    // body(first row, end, first panel, end) for every task.
+    // body(block of rows, first row, end, first panel, end) for every task.
     template <class Body>
     void run(Body&& body) const {
-        int64_t row_panels = (m + kMR - 1) / kMR;
-        auto row_at = [&](int64_t block) {
-            return std::min(m, block * row_panels / row_blocks * kMR);
-        };
         parallel_for(row_blocks * column_blocks, [&](int64_t task) {
             int64_t block = task / column_blocks, first = task % column_blocks * panel_step;
-            body(row_at(block), row_at(block + 1), first, std::min(panels, first + panel_step));
+            body(block, row_at(block), row_at(block + 1), first,
+                 std::min(panels, first + panel_step));
         });
     }
 };

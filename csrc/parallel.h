@@ -3,8 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <thread>
 #include <type_traits>
+#include <vector>
 
 #include "core_api.h"
 
@@ -38,6 +41,28 @@ constexpr int64_t kTaskElements = 32768;
 inline int64_t rows_per_task(int64_t n_cols) {
     return std::max<int64_t>(1, kTaskElements / std::max<int64_t>(n_cols, 1));
 }
+
+// Things that several tasks need: the first to come makes one, and others wait until it is there.
+class OnceEach {
+  public:
+    explicit OnceEach(int64_t n) : states_(static_cast<size_t>(n)) {}
+
+    template <class Make>
+    void run(int64_t i, Make&& make) {
+        std::atomic<int>& state = states_[static_cast<size_t>(i)];
+        int seen = kNone;
+        if (state.compare_exchange_strong(seen, kBegun, std::memory_order_acquire)) {
+            make();
+            state.store(kThere, std::memory_order_release);
+        } else {
+            while (state.load(std::memory_order_acquire) != kThere) std::this_thread::yield();
+        }
+    }
+
+  private:
+    enum { kNone, kBegun, kThere };
+    std::vector<std::atomic<int>> states_;
+};
 
 // A block from the pool, given back at the end of the scope.
 template <class T>
