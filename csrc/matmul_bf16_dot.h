@@ -80,25 +80,28 @@ inline void finish_part(const float* sums, const DotStore& s) {
         }
 }
 
-template <int kRows, class T>
+template <int kRows, class T, int kVectors>
 MG_TARGET("avx512bf16")
-MG_INLINE void finish_block(vf (&sum)[kRows][2], const DotStore& s) {
-    if (s.rows == kRows && s.cols == kPanelColumns) return finish_whole<kRows, T>(sum, s);
+MG_INLINE void finish_block(vf (&sum)[kRows][kVectors], const DotStore& s) {
+    if constexpr (kVectors == 2)
+        if (s.rows == kRows && s.cols == kPanelColumns) return finish_whole<kRows, T>(sum, s);
     alignas(64) float sums[kRows * 2 * VL];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; r++)
-        for (int v = 0; v < 2; v++) store(sums + (2 * r + v) * VL, sum[r][v]);
+        for (int v = 0; v < kVectors; v++) store(sums + (2 * r + v) * VL, sum[r][v]);
     finish_part<T>(sums, s);
 }
 
 // kPacked: pair q of row r is a[2 * (q * kMR + r)]; else it starts at a[r * a_row + 2 * q].
-template <int kRows, bool kPacked>
+// kVectors: of the panel's two, those with columns that are there.
+template <int kRows, int kVectors, bool kPacked>
 MG_TARGET("avx512bf16")
 __attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a_row,
                                          const bf16* panel, const DotStore& s) {
-    vf sum[kRows][2];
+    vf sum[kRows][kVectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; r++) sum[r][0] = sum[r][1] = vf{};
+    for (int r = 0; r < kRows; r++)
+        for (int v = 0; v < kVectors; v++) sum[r][v] = vf{};
     if (s.last) s.prefetch();  // what comes from an outer cache is there when k has run through
     const bf16* at[kRows];
     // Rows beyond the last read it again; their sums are not stored.
@@ -107,26 +110,26 @@ __attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a
 #pragma GCC unroll 2
     for (int64_t q = 0; q < pairs; q++) {
         const auto* b = reinterpret_cast<const float*>(panel + 2 * q * kPanelColumns);
-        vf first = load(b), second = load(b + VL);
+        vf columns[kVectors];
+        for (int v = 0; v < kVectors; v++) columns[v] = load(b + v * VL);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++) {
             float pair;
             std::memcpy(&pair, kPacked ? a + 2 * (q * kMR + r) : at[r] + 2 * q, sizeof(pair));
             vf x = broadcast(pair);
-            sum[r][0] = dot(x, first, sum[r][0]);
-            sum[r][1] = dot(x, second, sum[r][1]);
+            for (int v = 0; v < kVectors; v++) sum[r][v] = dot(x, columns[v], sum[r][v]);
         }
     }
     auto before = [&](int r, int v) { return s.sums + r * s.sums_row + v * VL; };
     if (!s.first) {
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++)
-            for (int v = 0; v < 2; v++) sum[r][v] = load(before(r, v)) + sum[r][v];
+            for (int v = 0; v < kVectors; v++) sum[r][v] = load(before(r, v)) + sum[r][v];
     }
     if (!s.last) {
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; r++)
-            for (int v = 0; v < 2; v++) store(before(r, v), sum[r][v]);
+            for (int v = 0; v < kVectors; v++) store(before(r, v), sum[r][v]);
     } else if (s.p.out_dtype == DType::f32) {
         finish_block<kRows, float>(sum, s);
     } else {
@@ -134,14 +137,21 @@ __attribute__((noinline)) void dot_block(int64_t pairs, const bf16* a, int64_t a
     }
 }
 
+template <int kVectors, bool kPacked>
+inline void dot_columns(int64_t pairs, const bf16* a, int64_t a_row, const bf16* panel,
+                        const DotStore& s) {
+    if (s.rows == 1) return dot_block<1, kVectors, kPacked>(pairs, a, a_row, panel, s);
+    if (s.rows == 2) return dot_block<2, kVectors, kPacked>(pairs, a, a_row, panel, s);
+    if (s.rows <= 4) return dot_block<4, kVectors, kPacked>(pairs, a, a_row, panel, s);
+    if (s.rows <= 8) return dot_block<8, kVectors, kPacked>(pairs, a, a_row, panel, s);
+    dot_block<kMR, kVectors, kPacked>(pairs, a, a_row, panel, s);
+}
+
 template <bool kPacked>
 inline void dot_rows(int64_t pairs, const bf16* a, int64_t a_row, const bf16* panel,
                      const DotStore& s) {
-    if (s.rows == 1) return dot_block<1, kPacked>(pairs, a, a_row, panel, s);
-    if (s.rows == 2) return dot_block<2, kPacked>(pairs, a, a_row, panel, s);
-    if (s.rows <= 4) return dot_block<4, kPacked>(pairs, a, a_row, panel, s);
-    if (s.rows <= 8) return dot_block<8, kPacked>(pairs, a, a_row, panel, s);
-    dot_block<kMR, kPacked>(pairs, a, a_row, panel, s);
+    s.cols > VL ? dot_columns<2, kPacked>(pairs, a, a_row, panel, s)
+                : dot_columns<1, kPacked>(pairs, a, a_row, panel, s);
 }
 
 // The rows of a block of A for one K block, as the kernel reads them.
