@@ -153,16 +153,23 @@ constexpr int64_t rows_computed(int64_t rows) {
 struct BlockTasks {
     int64_t m, panels, row_blocks, column_blocks, panel_step;
 
-    // The first row of a block of rows: a multiple of kMR, unless there are two and halves take
-    // less.
-    int64_t row_at(int64_t block) const {
-        int64_t row_panels = (m + kMR - 1) / kMR;
-        int64_t at = std::min(m, block * row_panels / row_blocks * kMR);
-        if (row_blocks != 2 || block != 1) return at;
-        auto longer = [&](int64_t first) {
-            return std::max(rows_computed(first), rows_computed(m - first));
+    // Where the second half of the rows begins: after whole kMR, or in the middle if that is
+    // better.
+    int64_t half() const {
+        int64_t whole = (m + kMR - 1) / kMR / 2 * kMR;
+        auto longer = [&](int64_t at) {
+            return std::max(rows_computed(at), rows_computed(m - at));
         };
-        return longer(m / 2) < longer(at) ? m / 2 : at;
+        return longer(m / 2) < longer(whole) ? m / 2 : whole;
+    }
+
+    // The first row of a block of rows. Both halves of the blocks take equally long, and in a half
+    // each is of whole kMR but the last.
+    int64_t row_at(int64_t block) const {
+        if (row_blocks == 1) return block * m;
+        int64_t blocks = row_blocks / 2, middle = half();
+        int64_t from = block < blocks ? 0 : middle, rows = block < blocks ? middle : m - middle;
+        return from + std::min(rows, block % blocks * ((rows + kMR - 1) / kMR) / blocks * kMR);
     }
 
     // Rows of the largest block.
@@ -170,8 +177,7 @@ struct BlockTasks {
 
     // At most `most` panels to a task.
     BlockTasks(int64_t m, int64_t panels, bool small, int64_t most) : m(m), panels(panels) {
-        // An even number of blocks as nearly of one height as can be, so that two threads end
-        // together.
+        // An even number of blocks, so that two threads end together.
         row_blocks = small || m <= kMR ? 1 : (m + 2 * kMC - 1) / (2 * kMC) * 2;
         column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
         column_blocks = std::max(column_blocks, (panels + most - 1) / most);
@@ -184,8 +190,8 @@ struct BlockTasks {
     void run(Body&& body) const {
         parallel_for(row_blocks * column_blocks, [&](int64_t task) {
             int64_t block = task / column_blocks, first = task % column_blocks * panel_step;
-            body(block, row_at(block), row_at(block + 1), first,
-                 std::min(panels, first + panel_step));
+            int64_t end = block + 1 < row_blocks ? row_at(block + 1) : m;
+            body(block, row_at(block), end, first, std::min(panels, first + panel_step));
         });
     }
 };
