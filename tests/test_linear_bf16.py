@@ -103,16 +103,31 @@ def test_product_of_rows_does_not_depend_on_their_number(level: str) -> None:
     assert same_bits(product(a, b[:, :33]), np.ascontiguousarray(whole[:, :33]))
 
 
-def test_bias_accumulation_batches_and_empty_shapes(level: str) -> None:
-    a, b, bias = halves(9, 40), halves(40, 21, seed=1), halves(21, seed=2)
+def test_product_of_an_operand_too_large_to_pack_for_all_tasks() -> None:
+    """4.3 million elements of columns that are contiguous, by more than 512 columns of b."""
+    if mg.levels()[-1] == "generic":
+        pytest.skip("takes seconds without vector instructions")
+    a, b = np.asfortranarray(halves(4200, 1030)), halves(1030, 530, seed=1)
+    whole = product(a, b)
+    for rows in (slice(0, 20), slice(2090, 2110), slice(4180, 4200)):
+        assert same_bits(product(np.ascontiguousarray(a[rows]), b), whole[rows])
+
+
+@pytest.mark.parametrize("shape", [(9, 40, 21), (30, 40, 70)], ids=["part", "whole blocks"])
+def test_bias_and_accumulation(shape: tuple[int, ...], level: str) -> None:
+    m, k, n = shape
+    a, b, bias = halves(m, k), halves(k, n, seed=1), floats(n, seed=2)
     plain = product(a, b)
-    with_bias = product(a, b, bias=bias.astype(np.float32))
-    assert same_bits(with_bias, plain + bias.astype(np.float32))
     for dtype in (np.dtype(np.float32), BF16):
-        before = halves(9, 21, seed=3).astype(dtype)
+        assert same_bits(product(a, b, dtype, bias), (plain + bias).astype(dtype))
+        before = halves(m, n, seed=3).astype(dtype)
         out = before.copy()
         launch("matmul", a, b, None, out, True)
         assert same_bits(out, (before.astype(np.float32) + plain).astype(dtype))
+
+
+def test_batches_and_empty_shapes(level: str) -> None:
+    b = halves(40, 21, seed=1)
     batch = halves(5, 3, 40)
     out = (mg.tensor(batch) @ mg.tensor(b)).numpy()
     assert all(same_bits(out[i], product(batch[i], b, BF16)) for i in range(5))
