@@ -29,6 +29,9 @@ void check(const AttentionShape& s, const Array& keys, const Array& values, cons
     }
 }
 
+constexpr int64_t kFewestTasks = 8;  // to aim for where heads are few
+constexpr int64_t kHeads = 8;        // at most, of one task
+
 template <class T>
 void append(const Array& x, int64_t b, int64_t h, int64_t start, const Array& cache) {
     for (int64_t t = 0; t < x.shape[2]; t++)
@@ -106,12 +109,12 @@ float softmax_scores(float* scores, int64_t n, float scale) {
     return 1.0f / sum_lanes(total);
 }
 
+// buffer: a query in whole vectors, and the scores of all keys.
 template <class T>
 void one_query(const T* q, const Array& keys, const Array& values, int64_t b, int64_t kv,
-               float scale, T* out) {
+               float scale, T* out, float* buffer) {
     int64_t n = keys.shape[2], dim = keys.shape[3];
-    Scratch<float> buffer(padded(dim) + n + VL);
-    float *query = buffer.get(), *scores = query + padded(dim);
+    float *query = buffer, *scores = query + padded(dim);
     for (int64_t d = 0; d < dim; d += VL) store(query + d, load_up_to(q + d, dim - d));
     const T* first = head_of<T>(values, b, kv, 0);
     int64_t row = values.strides[2], d = 0;
@@ -137,15 +140,21 @@ void attention_cached_fwd(const Array& q, const Array& k, const Array& v, const 
     bool single = s.n_queries == 1 && !mask && q.dtype != DType::f64;
     for_float_dtype("attention_cached_fwd", q.dtype, [&](auto type) {
         using T = decltype(type);
-        parallel_for(s.batch * s.kv_heads, [&](int64_t task) {
-            int64_t b = task / s.kv_heads, kv = task % s.kv_heads;
-            append<T>(k, b, kv, first, keys);
-            append<T>(v, b, kv, first, values);
-            if constexpr (!std::is_same_v<T, double>)
-                for (int64_t h = kv * s.group(); single && h < (kv + 1) * s.group(); h++)
-                    one_query(head_of<T>(q, b, h, 0), all_keys, all_values, b, kv,
-                              static_cast<float>(scale), head_of<T>(out, b, h, 0));
-        });
+        int64_t heads = s.batch * s.kv_heads;
+        parallel_chunks(
+            heads, std::min(heads / kFewestTasks, kHeads), [&](int64_t begin, int64_t end) {
+                Scratch<float> buffer(single ? padded(s.dim) + all_keys.shape[2] + VL : 1);
+                for (int64_t i = begin; i < end; i++) {
+                    int64_t b = i / s.kv_heads, kv = i % s.kv_heads;
+                    append<T>(k, b, kv, first, keys);
+                    append<T>(v, b, kv, first, values);
+                    if constexpr (!std::is_same_v<T, double>)
+                        for (int64_t h = kv * s.group(); single && h < (kv + 1) * s.group(); h++)
+                            one_query(head_of<T>(q, b, h, 0), all_keys, all_values, b, kv,
+                                      static_cast<float>(scale), head_of<T>(out, b, h, 0),
+                                      buffer.get());
+                }
+            });
     });
     if (single) return;
     Scratch<double> sums(s.batch * s.heads * s.n_queries + 1);  // room for either type of lse
