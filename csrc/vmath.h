@@ -218,9 +218,9 @@ MG_INLINE vf scaled_eighth_powers(vi i) {
         0.841513515f, 0.917676985f, 0.500366926f, 0.545653999f, 0.595039904f, 0.648895621f,
         0.707625687f, 0.771671295f, 0.841513515f, 0.917676985f};  // AVX-512 takes four bits
 #if defined(MG_AVX512)
-    return (vf)_mm512_permutexvar_ps((__m512i)i, _mm512_load_ps(c));
+    return (vf)_mm512_permutexvar_ps((__m512i)i, (__m512)load(c));
 #elif defined(MG_AVX2)
-    return (vf)_mm256_permutevar8x32_ps(_mm256_load_ps(c), (__m256i)i);
+    return (vf)_mm256_permutevar8x32_ps((__m256)load(c), (__m256i)i);
 #else
     vf y{};
     for (int lane = 0; lane < VL; lane++) y[lane] = c[i[lane] & 7];
