@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kChunkElements = 1 << 20;  // packed B at a time: 4 MB, an outer cache's share
 constexpr int64_t kSuperK = 8 * kKC;         // so that a chunk of B is at least 256 columns wide
 constexpr int64_t kSuperKPacked = 2 * kKC;   // where A is packed again for each chunk: 1024 columns
+constexpr int64_t kTogether = 6 * kMR;       // rows of a packed A that are not shared out
 constexpr int64_t kSmallWork = 1 << 18;      // multiply-adds not worth a second thread (some 5 us)
 
 // A packed panel of A, with room between it and the next: for what packing writes too much, and so
@@ -62,12 +63,14 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
     int64_t per_task = std::max<int64_t>(1, kTaskElements / (kKC * kNR));
     int64_t groups = (panels + per_task - 1) / per_task;
     parallel_for(groups * k_blocks, [&](int64_t task) {
-        int64_t kb = task / groups, k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
-        int64_t j = task % groups * per_task, end = std::min(panels, j + per_task);
+        int64_t kb = task % k_blocks, k0 = k_begin + kb * kKC, kc = std::min(kKC, k_end - k0);
+        int64_t j = task / k_blocks * per_task, end = std::min(panels, j + per_task);
         pack_panels<kNR>(p.b_panel(k0, j0 + j * kNR), std::min(end * kNR, n) - j * kNR, kc,
                          panel_at(kb, j), kc * kNR);
     });
-    BlockTasks tasks(p.m, panels, p.m * n * depth < kSmallWork, panels);
+    // Few rows stay together: a thread then reads the panels that it packed itself.
+    bool by_columns = panels >= kTasks && p.m <= kTogether && !p.direct_a();
+    BlockTasks tasks(p.m, panels, p.m * n * depth < kSmallWork, panels, by_columns);
     // A block of A, packed: of one K block for the task that uses it, of all where several tasks
     // do.
     bool shared = !p.direct_a() && tasks.column_blocks > 1;

@@ -175,10 +175,12 @@ struct BlockTasks {
     // Rows of the largest block.
     int64_t most_rows() const { return std::min(m, (m / row_blocks / kMR + 2) * kMR); }
 
-    // At most `most` panels to a task.
-    BlockTasks(int64_t m, int64_t panels, bool small, int64_t most) : m(m), panels(panels) {
+    // At most `most` panels to a task. `by_columns` leaves the rows together.
+    BlockTasks(int64_t m, int64_t panels, bool small, int64_t most, bool by_columns = false)
+        : m(m), panels(panels) {
         // An even number of blocks, so that two threads end together.
-        row_blocks = small || m <= kMR ? 1 : (m + 2 * kMC - 1) / (2 * kMC) * 2;
+        bool together = small || by_columns || m <= kMR;
+        row_blocks = together ? 1 : (m + 2 * kMC - 1) / (2 * kMC) * 2;
         column_blocks = small ? 1 : std::min(panels, std::max<int64_t>(1, kTasks / row_blocks));
         column_blocks = std::max(column_blocks, (panels + most - 1) / most);
         panel_step = (panels + column_blocks - 1) / column_blocks;
