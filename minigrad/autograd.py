@@ -609,7 +609,8 @@ def _walk(
 
 def _sum(a: Tensor, b: Tensor, in_place: bool) -> Tensor:
     """Of two gradients of one shape and dtype, in b's memory where `in_place` allows it."""
-    if _mode.grad or dispatch.elsewhere or _anomaly_used:
+    watched = _anomaly_used and _mode.anomaly
+    if _mode.grad or watched or device_away("add", a, b) is not None:
         return a + b
     if in_place:
         dispatch.launch("add", a._array, b._array, b._array)
