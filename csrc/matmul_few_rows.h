@@ -284,6 +284,7 @@ void few_rows_exchanged(const Product& p) {
     int64_t tasks = blocks <= per_task ? 1 : (blocks + 2 * per_task - 1) / (2 * per_task) * 2;
     parallel_for(tasks, [&](int64_t task) {
         int64_t begin = task * blocks / tasks;
+        // By every task for itself: from another core it would come a line at a time.
         Scratch<float> a_packed(p.k * width);
         pack_panel<width>(p.a, p.m, p.k, a_packed.get());
         Ahead(p, (begin - 1) * kMR, kMR).lines(kMR * p.k * 4 / Ahead::kLine);  // its first block

@@ -146,19 +146,14 @@ inline __m512bh cvtne2ps_pbh(__m512 a, __m512 b) {
     std::memcpy(&rounded, out, 64);
     return rounded;
 }
-inline __m512 permutexvar_ps(__m512i order, __m512 x) {
-    uint32_t index[16], lanes[16], out[16];
+// Lanes of T in the order that is given, of whose numbers the low bits count.
+template <class T, class V>
+V permuted(__m512i order, V x) {
+    constexpr int n = 64 / sizeof(T);
+    T index[n], lanes[n], out[n];
     std::memcpy(index, &order, 64);
     std::memcpy(lanes, &x, 64);
-    for (int i = 0; i < 16; i++) out[i] = lanes[index[i] & 15];
-    std::memcpy(&x, out, 64);
-    return x;
-}
-inline __m512i permutexvar_epi16(__m512i order, __m512i x) {
-    uint16_t index[32], lanes[32], out[32];
-    std::memcpy(index, &order, 64);
-    std::memcpy(lanes, &x, 64);
-    for (int i = 0; i < 32; i++) out[i] = lanes[index[i] & 31];
+    for (int i = 0; i < n; i++) out[i] = lanes[index[i] % n];
     std::memcpy(&x, out, 64);
     return x;
 }
@@ -233,8 +228,8 @@ inline void tile_dpbf16ps(int to, int a, int b) {
 #define _mm512_stream_ps isa_model::stream_ps
 #define _mm512_dpbf16_ps isa_model::dpbf16_ps
 #define _mm512_cvtne2ps_pbh isa_model::cvtne2ps_pbh
-#define _mm512_permutexvar_ps isa_model::permutexvar_ps
-#define _mm512_permutexvar_epi16 isa_model::permutexvar_epi16
+#define _mm512_permutexvar_ps isa_model::permuted<uint32_t>
+#define _mm512_permutexvar_epi16 isa_model::permuted<uint16_t>
 #define _mm512_castps512_ps256(x) isa_model::half(x, 0)
 #undef _mm512_extractf32x8_ps
 #define _mm512_extractf32x8_ps(x, which) isa_model::half(x, which)
