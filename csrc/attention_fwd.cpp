@@ -57,6 +57,10 @@ std::vector<Sequence> packed_sequences(const char* kernel, const Array& q, const
 
 namespace {
 
+// A running maximum stands until a score is larger by so much: weights are then at most e^8, and
+// the output is hardly ever scaled again.
+constexpr float kSlack = 8;
+
 // Scores to weights, lane by lane: the running maximum and sum of each query, and what the earlier
 // output must be scaled by (alpha). A score that is NaN or +infinity makes the sum NaN, whatever
 // the maximum becomes.
@@ -75,7 +79,8 @@ void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float*
             largest[slot] = larger(largest[slot], hide(x));
         });
         vf tile = larger(larger(largest[0], largest[1]), larger(largest[2], largest[3]));
-        vf before = load(top + i), now = larger(tile * abs(k), before);
+        vf before = load(top + i), now = tile * abs(k);
+        now = select(now > before + kSlack, now, before);
         vf safe = select(now == lowest, vf{}, now), total[4] = {};
         for_keys_seen(stairs, i, [&](int64_t j, int slot, auto hide) {
             float* at = scores + j * kQueries + i;
@@ -98,6 +103,7 @@ struct QueryTile {
     float *buffer, *acc;  // for Qᵀ in panels; Σ exp(score - top) v
     float *top, *sum;     // of the scores seen so far: the maximum, and Σ exp(score - top)
     Panels packed = {};   // Qᵀ
+    bool begun = false;   // whether acc holds anything
 };
 
 // Query tiles that meet each key tile together, so that it comes from an outer cache once for all
@@ -125,7 +131,6 @@ struct QueryGroup {
     void begin(QueryTile& x, const Array& q) const {
         Rows rows = Kind::rows(head_of<T>(q, b, h, x.i0), q.strides[2], x.n, s.dim, x.acc);
         x.packed = transpose_rows(rows, x.n, words, x.buffer);
-        std::fill_n(x.acc, kQueries * wide, 0.0f);
         std::fill_n(x.top, kQueries, -kInfinity);
         std::fill_n(x.sum, kQueries, 0.0f);
     }
@@ -147,22 +152,29 @@ struct QueryGroup {
                 for (int64_t i = 0; i < x.n; i++)
                     t.scores[j * kQueries + i] *= t.extra[j * kQueries + i];
         }
-        for (int64_t i = 0; i < x.n; i++) {
-            if (t.alpha[i] == 1) continue;  // no score above the earlier ones
+        bool skips =
+            (added || !whole || o.dropout > 0) && any_not_finite(values, values_row, nj, s.dim);
+        if (!x.begun && skips) clear(x);
+        for (int64_t i = 0; x.begun && i < x.n; i++) {
+            if (t.alpha[i] == 1) continue;
             vf factor = broadcast(t.alpha[i]);
             for (int64_t d = 0; d < wide; d += VL)
                 store(x.acc + i * wide + d, load(x.acc + i * wide + d) * factor);
         }
-        if ((added || !whole || o.dropout > 0) && any_not_finite(values, values_row, nj, s.dim)) {
+        if (skips) {
             weighted_rows_skipping(stairs, s.dim, t.scores, values, values_row, x.acc, wide);
         } else {
             tile_product<Kind, true>(StairsOfQueries{stairs}, wide,
                                      Kind::over_keys(stairs, x.lanes, t.scores, t.pairs), panels,
-                                     x.acc, wide, true);
+                                     x.acc, wide, x.begun);
         }
+        x.begun = true;
     }
 
-    void finish(const QueryTile& x, const Array& out, const Array& lse, ForwardScratch& t) const {
+    void clear(QueryTile& x) const { std::fill_n(x.acc, kQueries * wide, 0.0f); }
+
+    void finish(QueryTile& x, const Array& out, const Array& lse, ForwardScratch& t) const {
+        if (!x.begun) clear(x);
         for (int64_t i = 0; i < x.n; i += VL) {
             vf sum = load(x.sum + i);
             vi unseen = sum == vf{};
@@ -185,16 +197,14 @@ struct QueryGroup {
         float *k_copy = buffer.get() + n_tiles * tile_floats, *v_packed = k_copy + keys_floats;
         ForwardScratch t;
         QueryTile tiles[kLargestGroup];
-        KeyRange all{s.n_keys, 0};
+        KeyRange all = keys_seen(s, o, i0, i1);
         for (int64_t at = 0; at < n_tiles; at++) {
             int64_t first = i0 + at * kQueries, n = std::min(kQueries, i1 - first);
             float* packed = buffer.get() + at * tile_floats;
-            KeyRange range = keys_seen(s, o, first, first + n);
-            all = {std::min(all.first, range.first), std::max(all.last, range.last)};
             tiles[at] = {first,
                          n,
                          (n + VL - 1) / VL * VL,
-                         range,
+                         keys_seen(s, o, first, first + n),
                          packed,
                          packed + kQueries * words,
                          t.top + at * kQueries,

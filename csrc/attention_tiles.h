@@ -174,28 +174,20 @@ inline void add_to_scores(int64_t lanes, int64_t nj, vf k, const float* addend, 
         }
 }
 
-// Whether some element of the rows is infinite or NaN, all ones in its exponent: such a value must
-// not meet a weight of 0.
+// Whether some element of the rows is infinite or NaN: such a value must not meet a weight of 0,
+// as zeros do here.
 template <class T>
 bool any_not_finite(const T* x, int64_t row, int64_t n, int64_t dim) {
-    using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
-    constexpr Bits kExponent = sizeof(T) == 4            ? 0x7f800000
-                               : std::is_same_v<T, bf16> ? 0x7f80
-                                                         : 0x7c00;
-    constexpr int64_t kLanes = kVectorBytes / sizeof(T);
-    Bits largest[kLanes] = {};
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t d = 0; d < dim; d += kLanes) {
-            Bits bits[kLanes] = {};
-            if (dim - d >= kLanes) {
-                std::memcpy(bits, x + i * row + d, sizeof(bits));
-            } else {
-                std::memcpy(bits, x + i * row + d, static_cast<size_t>(dim - d) * sizeof(T));
-            }
-            for (int64_t lane = 0; lane < kLanes; lane++)
-                largest[lane] = std::max<Bits>(largest[lane], bits[lane] & kExponent);
-        }
-    return *std::max_element(largest, largest + kLanes) == kExponent;
+    vf zero{}, sum[4] = {};
+    for (int64_t d = 0; d < dim; d += VL) {
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4)
+#pragma GCC unroll 4
+            for (int64_t slot = 0; slot < 4; slot++)
+                sum[slot] = fma(load_up_to(x + (i + slot) * row + d, dim - d), zero, sum[slot]);
+        for (; i < n; i++) sum[0] = fma(load_up_to(x + i * row + d, dim - d), zero, sum[0]);
+    }
+    return sum_lanes((sum[0] + sum[1]) + (sum[2] + sum[3])) != 0;
 }
 
 // C (queries × D) += W B for weights W[q][j] at w[j * kQueries + q], of the keys that are seen

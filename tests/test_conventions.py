@@ -3,6 +3,7 @@ offsets beyond 2^31, indices out of range, mixed dtypes."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,8 @@ def test_attention_row_without_keys_is_zero(name: str, impl: str, dtype: str, le
     n_queries, n_keys, rows, options = UNSEEN[name]
     q = mg.tensor(normal(2, 2, n_queries, 8), dtype, requires_grad=True)
     k, v = (mg.tensor(normal(2, 2, n_keys, 8, seed=s), dtype, requires_grad=True) for s in (1, 2))
+    left_behind = mg.full((2, 2, max(n_queries, 70), 8), math.nan, dtype=dtype)
+    mg.attention(left_behind, left_behind, left_behind)  # in memory that the kernel uses again
     out = mg.attention(q, k, v, impl=impl, **options())
     out.backward(mg.ones(out.shape, dtype))
     assert (out.numpy()[:, :, rows] == 0).all()
@@ -194,6 +197,26 @@ def test_attention_takes_a_scale_of_any_sign(dtype: str, scale: float, level: st
     wanted = (exact, *(leaf.grad for leaf in leaves))
     for got, want in zip(run(dtype), wanted, strict=True):
         np.testing.assert_allclose(got, want.numpy(), atol=4 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("rise", [-0.25, 0.01, 0.11, 0.25])  # less and more than 8 over 64 keys
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_follows_a_maximum_that_rises(dtype: str, rise: float, level: str) -> None:
+    """Tile after tile of keys; the first 70 keys are hidden from some of the queries."""
+    given = [normal(1, 1, n, 8, seed=n) for n in (150, 300, 300)]
+    bias = np.broadcast_to(rise * np.arange(300, dtype=np.float32), (150, 300)).copy()
+    bias[::3, :70] = -np.inf
+
+    def run(leaves: list[mg.Tensor], impl: str) -> list[Array]:
+        extra = mg.tensor(bias).to("float64" if impl == "composed" else "float32")
+        out = mg.attention(*leaves, causal=True, bias=extra, impl=impl)
+        out.sum().backward()
+        return [t.to("float64").numpy() for t in (out, *(leaf.grad for leaf in leaves))]
+
+    leaves = [mg.tensor(x, dtype, requires_grad=True) for x in given]
+    wide = [x.detach().to("float64").requires_grad_() for x in leaves]
+    for got, want in zip(run(leaves, "fused"), run(wide, "composed"), strict=True):
+        np.testing.assert_allclose(got, want, rtol=TOLERANCE[dtype], atol=8 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("bias", [-1e9, float(np.finfo(np.float32).min)])
