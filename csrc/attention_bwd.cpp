@@ -94,9 +94,50 @@ struct Part {
     Array g, q, k, v, out, lse, dq, dk, dv;
 };
 
+// All queries that meet one key head.
+struct Task {
+    const Part* part;
+    int64_t b, kv;
+};
+
+// The queries from i0 on, and where their gradients go.
+template <class T>
+void ask_for_queries(const Part& x, int64_t b, int64_t h, int64_t i0, RowsAhead& ahead) {
+    for (const Array* a : {&x.dq, &x.out, &x.g, &x.q})
+        ahead.add(head_of<T>(*a, b, h, i0), a->strides[2], std::min(kQueries, x.s.n_queries - i0),
+                  x.s.dim);
+}
+
+// What a task asks for while it runs: where dk and dv go, and what the next one (or null) begins
+// with.
+template <class T>
+RowsAhead asked_by(const Task& task, const Task* next, const AttentionOptions& o) {
+    const Part& x = *task.part;
+    const AttentionShape& s = x.s;
+    RowsAhead ahead;
+    for (const Array* a : {&x.dv, &x.dk})
+        ahead.add(head_of<T>(*a, task.b, task.kv, 0), a->strides[2], s.n_keys, s.dim);
+    if (next) {
+        const Part& y = *next->part;
+        for (const Array* a : {&y.v, &y.k})
+            ahead.add(head_of<T>(*a, next->b, next->kv, 0), a->strides[2], y.s.n_keys, s.dim);
+        ask_for_queries<T>(y, next->b, next->kv * s.group(), 0, ahead);
+    }
+    int64_t met = 0;  // tiles of keys
+    for (int64_t i0 = 0; i0 < s.n_queries; i0 += kQueries) {
+        KeyRange range = keys_seen(s, o, i0, std::min(i0 + kQueries, s.n_queries));
+        met += (range.last - range.first + kKeys - 1) / kKeys;
+    }
+    ahead.set_pace<T>(4 * (s.n_keys + s.group() * s.n_queries), 5 * s.group() * met, s.dim);
+    return ahead;
+}
+
+// next is the task that is likely to follow, or null.
 template <class T, class Kind>
-void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, int64_t b,
-              int64_t kv) {
+void key_head(const Task& task, const Task* next, const AttentionOptions& o,
+              const AttentionMask& m) {
+    const Part& x = *task.part;
+    int64_t b = task.b, kv = task.kv;
     const AttentionShape& s = x.s;
     int64_t dim = s.dim, wide = padded(dim), words = Kind::words(dim), deep = padded(words);
     Scratch<float> sums(2 * s.n_keys * wide + 1);
@@ -116,6 +157,7 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
     float *dq = g_copy + kQueries * deep, *q_panels = dq + kQueries * wide;
     auto scale = static_cast<float>(o.scale);
     BackwardScratch t;
+    RowsAhead ahead = asked_by<T>(task, next, o);
     for (int64_t h = kv * s.group(); h < (kv + 1) * s.group(); h++) {
         for (int64_t i0 = 0; i0 < s.n_queries; i0 += kQueries) {
             int64_t ni = std::min(kQueries, s.n_queries - i0), lanes = (ni + VL - 1) / VL * VL;
@@ -135,15 +177,19 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                              lse_step, ni, dim, t);
             std::fill_n(dq, kQueries * wide, 0.0f);
             KeyRange range = keys_seen(s, o, i0, i0 + ni);
+            if (i0 + kQueries < s.n_queries)
+                ask_for_queries<T>(x, b, h, i0 + kQueries, ahead);
+            else if (h + 1 < (kv + 1) * s.group())
+                ask_for_queries<T>(x, b, h + 1, 0, ahead);
             for (int64_t j0 = range.first / kKeys * kKeys; j0 < range.last; j0 += kKeys) {
                 int64_t nj = std::min(kKeys, s.n_keys - j0);
                 Stairs stairs = stairs_of(s, o, i0, ni, j0, nj);
                 tile_product<Kind, false>(StairsOfScores{stairs, dim}, lanes,
                                           {keys.p + j0 * keys.row, keys.row}, q_turned, t.weights,
-                                          kQueries, false);
+                                          kQueries, false, ahead);
                 tile_product<Kind, false>(StairsOfScores{stairs, dim}, lanes,
                                           {values.p + j0 * values.row, values.row}, g_turned,
-                                          t.gradient, kQueries, false);
+                                          t.gradient, kQueries, false, ahead);
                 bool whole = all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
                 bool added = needs_addend(o, m, whole);
                 if (added) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
@@ -153,17 +199,18 @@ void key_head(const Part& x, const AttentionOptions& o, const AttentionMask& m, 
                 keep_nan(ni, nj, t);
                 tile_product<Kind, false>(StairsOfKeys{stairs}, wide,
                                           Kind::over_queries(stairs, lanes, t.weights, t.pairs),
-                                          g_over, dv + j0 * wide, wide, true);
+                                          g_over, dv + j0 * wide, wide, true, ahead);
                 tile_product<Kind, false>(StairsOfKeys{stairs}, wide,
                                           Kind::over_queries(stairs, lanes, t.gradient, t.pairs),
-                                          q_over, dk + j0 * wide, wide, true);
+                                          q_over, dk + j0 * wide, wide, true, ahead);
                 const T* kt = k + j0 * x.k.strides[2];
                 if ((added || !whole) && any_not_finite(kt, x.k.strides[2], nj, dim)) {
                     weighted_rows_skipping(stairs, dim, t.gradient, kt, x.k.strides[2], dq, wide);
                 } else {
                     tile_product<Kind, true>(StairsOfQueries{stairs}, wide,
                                              Kind::over_keys(stairs, lanes, t.gradient, t.pairs),
-                                             key_panels.from(Kind::words(j0)), dq, wide, true);
+                                             key_panels.from(Kind::words(j0)), dq, wide, true,
+                                             ahead);
                 }
             }
             store_rows(dq, wide, scale, ni, dim, head_of<T>(x.dq, b, h, i0), x.dq.strides[2]);
@@ -180,19 +227,15 @@ void backward(const std::vector<Part>& parts, const AttentionOptions& o, const A
             attention_bwd_f64(p.s, p.g, p.q, p.k, p.v, m, p.lse, p.dq, p.dk, p.dv, o);
         return;
     }
-    struct Task {
-        const Part* part;
-        int64_t head;
-    };
     std::vector<Task> tasks;
     for (const Part& p : parts)
-        for (int64_t head = 0; head < p.s.batch * p.s.kv_heads; head++) tasks.push_back({&p, head});
+        for (int64_t head = 0; head < p.s.batch * p.s.kv_heads; head++)
+            tasks.push_back({&p, head / p.s.kv_heads, head % p.s.kv_heads});
     for_operands("attention_bwd", dtype, [&](auto type, auto kind) {
-        parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
-            const Task& t = tasks[static_cast<size_t>(task)];
-            int64_t kv_heads = t.part->s.kv_heads;
-            key_head<decltype(type), decltype(kind)>(*t.part, o, m, t.head / kv_heads,
-                                                     t.head % kv_heads);
+        parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+            const Task* task = &tasks[static_cast<size_t>(index)];
+            const Task* next = task + 1 < tasks.data() + tasks.size() ? task + 1 : nullptr;
+            key_head<decltype(type), decltype(kind)>(*task, next, o, m);
         });
     });
 }

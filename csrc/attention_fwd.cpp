@@ -96,6 +96,18 @@ void softmax_tile(const Stairs& stairs, int64_t lanes, float scale, const float*
     }
 }
 
+// A batch of sequences of one length.
+struct Part {
+    AttentionShape s;
+    Array q, k, v, out, lse;
+};
+
+// The queries [i0, i1) of one head.
+struct Task {
+    const Part* part;
+    int64_t b, h, i0, i1;
+};
+
 // Queries [i0, i0 + n) of one head, and what is known of their output so far.
 struct QueryTile {
     int64_t i0, n, lanes;
@@ -122,14 +134,16 @@ struct ForwardScratch {
 // A group of query tiles of one head.
 template <class T, class Kind>
 struct QueryGroup {
-    const AttentionShape& s;
+    const Task& task;
     const AttentionOptions& o;
     const AttentionMask& m;
-    int64_t b, h;
+    const Part& p = *task.part;
+    const AttentionShape& s = p.s;
+    int64_t b = task.b, h = task.h, kv = h / s.group();
     int64_t wide = padded(s.dim), words = Kind::words(s.dim);
 
-    void begin(QueryTile& x, const Array& q) const {
-        Rows rows = Kind::rows(head_of<T>(q, b, h, x.i0), q.strides[2], x.n, s.dim, x.acc);
+    void begin(QueryTile& x) const {
+        Rows rows = Kind::rows(head_of<T>(p.q, b, h, x.i0), p.q.strides[2], x.n, s.dim, x.acc);
         x.packed = transpose_rows(rows, x.n, words, x.buffer);
         std::fill_n(x.top, kQueries, -kInfinity);
         std::fill_n(x.sum, kQueries, 0.0f);
@@ -137,10 +151,10 @@ struct QueryGroup {
 
     // The keys [j0, j0 + nj), and their values, as they are and in panels.
     void meet(QueryTile& x, int64_t j0, int64_t nj, const Rows& keys, const T* values,
-              int64_t values_row, const Panels& panels, ForwardScratch& t) const {
+              int64_t values_row, const Panels& panels, ForwardScratch& t, RowsAhead& ahead) const {
         Stairs stairs = stairs_of(s, o, x.i0, x.n, j0, nj);
         tile_product<Kind, false>(StairsOfScores{stairs, s.dim}, x.lanes, {keys.p, keys.row},
-                                  x.packed, t.scores, kQueries, false);
+                                  x.packed, t.scores, kQueries, false, ahead);
         bool whole = all_seen(s, o, x.i0, x.i0 + x.n, j0, j0 + nj),
              added = needs_addend(o, m, whole);
         if (added) fill_addend(s, o, m, b, h, x.i0, x.n, j0, nj, t.extra);
@@ -166,14 +180,14 @@ struct QueryGroup {
         } else {
             tile_product<Kind, true>(StairsOfQueries{stairs}, wide,
                                      Kind::over_keys(stairs, x.lanes, t.scores, t.pairs), panels,
-                                     x.acc, wide, x.begun);
+                                     x.acc, wide, x.begun, ahead);
         }
         x.begun = true;
     }
 
     void clear(QueryTile& x) const { std::fill_n(x.acc, kQueries * wide, 0.0f); }
 
-    void finish(QueryTile& x, const Array& out, const Array& lse, ForwardScratch& t) const {
+    void finish(QueryTile& x, ForwardScratch& t) const {
         if (!x.begun) clear(x);
         for (int64_t i = 0; i < x.n; i += VL) {
             vf sum = load(x.sum + i);
@@ -183,21 +197,35 @@ struct QueryGroup {
         }
         for (int64_t i = 0; i < x.n; i++) {
             store_rows(x.acc + i * wide, wide, t.alpha[i], 1, s.dim,
-                       head_of<T>(out, b, h, x.i0 + i), 0);
-            *head_of<float>(lse, b, h, x.i0 + i) = x.top[i];
+                       head_of<T>(p.out, b, h, x.i0 + i), 0);
+            *head_of<float>(p.lse, b, h, x.i0 + i) = x.top[i];
         }
     }
 
-    // The queries [i0, i1).
-    void run(int64_t i0, int64_t i1, const Array& q, const Array& k, const Array& v,
-             const Array& out, const Array& lse) const {
-        int64_t kv = h / s.group(), n_tiles = (i1 - i0 + kQueries - 1) / kQueries;
+    // The keys and values of the tile at j0.
+    void ask_for_keys(int64_t j0, RowsAhead& ahead) const {
+        int64_t n = std::min(kKeys, s.n_keys - j0);
+        ahead.add(head_of<T>(p.v, b, kv, j0), p.v.strides[2], n, s.dim);
+        ahead.add(head_of<T>(p.k, b, kv, j0), p.k.strides[2], n, s.dim);
+    }
+
+    KeyRange all_keys() const { return keys_seen(s, o, task.i0, task.i1); }
+    // What begins the work, of another group.
+    void ask_for_first(RowsAhead& ahead) const {
+        ask_for_keys(all_keys().first / kKeys * kKeys, ahead);
+        ahead.add(head_of<T>(p.q, b, h, task.i0), p.q.strides[2], task.i1 - task.i0, s.dim);
+    }
+
+    // next is the group that is likely to follow, or null.
+    void run(const Task* next) const {
+        int64_t i0 = task.i0, i1 = task.i1, n_tiles = (i1 - i0 + kQueries - 1) / kQueries;
         int64_t tile_floats = kQueries * (words + wide), keys_floats = kKeys * padded(words);
         Scratch<float> buffer(n_tiles * tile_floats + keys_floats + kKeys * (wide + VL));
         float *k_copy = buffer.get() + n_tiles * tile_floats, *v_packed = k_copy + keys_floats;
         ForwardScratch t;
         QueryTile tiles[kLargestGroup];
-        KeyRange all = keys_seen(s, o, i0, i1);
+        KeyRange all = all_keys();
+        int64_t seen = 0;  // keys, of all tiles
         for (int64_t at = 0; at < n_tiles; at++) {
             int64_t first = i0 + at * kQueries, n = std::min(kQueries, i1 - first);
             float* packed = buffer.get() + at * tile_floats;
@@ -209,25 +237,25 @@ struct QueryGroup {
                          packed + kQueries * words,
                          t.top + at * kQueries,
                          t.sum + at * kQueries};
-            begin(tiles[at], q);
+            begin(tiles[at]);
+            seen += tiles[at].range.last - tiles[at].range.first;
         }
+        RowsAhead ahead;
+        if (next) QueryGroup{*next, o, m}.ask_for_first(ahead);
+        ahead.add(head_of<T>(p.out, b, h, i0), p.out.strides[2], i1 - i0, s.dim);
+        ahead.set_pace<T>(2 * (i1 - i0 + all.last - all.first), 2 * seen / kKeys, s.dim);
         for (int64_t j0 = all.first / kKeys * kKeys; j0 < all.last; j0 += kKeys) {
+            if (j0 + kKeys < all.last) ask_for_keys(j0 + kKeys, ahead);
             int64_t nj = std::min(kKeys, s.n_keys - j0);
-            Rows keys = Kind::rows(head_of<T>(k, b, kv, j0), k.strides[2], nj, s.dim, k_copy);
-            const T* values = head_of<T>(v, b, kv, j0);
-            Panels panels = Kind::pack(values, v.strides[2], nj, s.dim, v_packed);
+            Rows keys = Kind::rows(head_of<T>(p.k, b, kv, j0), p.k.strides[2], nj, s.dim, k_copy);
+            const T* values = head_of<T>(p.v, b, kv, j0);
+            Panels panels = Kind::pack(values, p.v.strides[2], nj, s.dim, v_packed);
             for (int64_t at = 0; at < n_tiles; at++)
                 if (tiles[at].range.first < j0 + nj && j0 < tiles[at].range.last)
-                    meet(tiles[at], j0, nj, keys, values, v.strides[2], panels, t);
+                    meet(tiles[at], j0, nj, keys, values, p.v.strides[2], panels, t, ahead);
         }
-        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], out, lse, t);
+        for (int64_t at = 0; at < n_tiles; at++) finish(tiles[at], t);
     }
-};
-
-// A batch of sequences of one length.
-struct Part {
-    AttentionShape s;
-    Array q, k, v, out, lse;
 };
 
 void forward(const std::vector<Part>& parts, const AttentionOptions& o, const AttentionMask& m,
@@ -237,10 +265,6 @@ void forward(const std::vector<Part>& parts, const AttentionOptions& o, const At
         for (const Part& p : parts) attention_fwd_f64(p.s, p.q, p.k, p.v, m, p.out, p.lse, o);
         return;
     }
-    struct Task {
-        const Part* part;
-        int64_t head, i0;
-    };
     int64_t longest = 0, tiles = 0;
     for (const Part& p : parts) {
         longest = std::max(longest, p.s.n_queries);
@@ -255,14 +279,13 @@ void forward(const std::vector<Part>& parts, const AttentionOptions& o, const At
     for (int64_t i0 = (longest + step - 1) / step * step; (i0 -= step) >= 0;)
         for (const Part& p : parts)
             for (int64_t head = 0; i0 < p.s.n_queries && head < p.s.batch * p.s.heads; head++)
-                tasks.push_back({&p, head, i0});
+                tasks.push_back({&p, head / p.s.heads, head % p.s.heads, i0,
+                                 std::min(i0 + step, p.s.n_queries)});
     for_operands("attention_fwd", dtype, [&](auto type, auto kind) {
-        parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task) {
-            const Task& t = tasks[static_cast<size_t>(task)];
-            const Part& p = *t.part;
-            QueryGroup<decltype(type), decltype(kind)> group{p.s, o, m, t.head / p.s.heads,
-                                                             t.head % p.s.heads};
-            group.run(t.i0, std::min(t.i0 + step, p.s.n_queries), p.q, p.k, p.v, p.out, p.lse);
+        parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t index) {
+            const Task* task = &tasks[static_cast<size_t>(index)];
+            const Task* next = task + 1 < tasks.data() + tasks.size() ? task + 1 : nullptr;
+            QueryGroup<decltype(type), decltype(kind)>{*task, o, m}.run(next);
         });
     });
 }

@@ -43,6 +43,45 @@ MG_INLINE void store_up_to(T* x, vf v, int64_t left) {
     left >= VL ? store(x, v) : store(x, v, left);
 }
 
+// Rows that are needed next, to be read or written, asked for a few lines with every block of a
+// product, so that they come from an outer cache meanwhile. All at once would keep the product
+// waiting as long as not asking.
+class RowsAhead {
+  public:
+    // n rows; what is added last is asked for first.
+    template <class T>
+    void add(const T* x, int64_t row, int64_t n, int64_t dim) {
+        constexpr auto kSize = static_cast<int64_t>(sizeof(T));
+        if (n > 0 && dim > 0 && n_parts_ < kMostParts)
+            parts_[n_parts_++] = {reinterpret_cast<const char*>(x), row * kSize, n, dim * kSize};
+    }
+    // n rows of T with every so many products of tiles (of up to `dim` columns).
+    template <class T>
+    void set_pace(int64_t n, int64_t products, int64_t dim) {
+        int64_t lines = n * ((dim * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine);
+        int64_t blocks = (kKeys + kMR - 1) / kMR * ((std::min(dim, kQueries) + kNR - 1) / kNR);
+        pace_ = lines / std::max<int64_t>(1, products * blocks) + 1;
+    }
+    MG_INLINE void some() {
+        if (n_parts_ > 0) lines();
+    }
+
+  private:
+    static constexpr int64_t kLine = 64, kMostParts = 16;
+    struct Part {
+        const char* p;
+        int64_t row, n, bytes;
+    };
+    __attribute__((noinline)) void lines() {
+        Part& x = parts_[n_parts_ - 1];
+        for (int64_t asked = 0; asked < pace_ && x.n > 0; x.n--, x.p += x.row)
+            for (int64_t i = 0; i < x.bytes; i += kLine, asked++) __builtin_prefetch(x.p + i, 0, 2);
+        if (x.n == 0) n_parts_--;
+    }
+    Part parts_[kMostParts];
+    int64_t n_parts_ = 0, pace_ = 1;
+};
+
 // A block of sums, in registers: all of it written out.
 template <int kRows, int kVectors>
 MG_INLINE void clear(vf (&sum)[kRows][kVectors]) {
@@ -128,7 +167,8 @@ struct Floats {
 
 template <class Kind, bool kTurned, int kRows, int kVectors, class Part>
 MG_INLINE void tile_rows(const Part& part, int64_t i, const TileOperand& a, const float* b,
-                         int64_t b_row, float* c, int64_t c_row, bool add) {
+                         int64_t b_row, float* c, int64_t c_row, bool add, RowsAhead& ahead) {
+    ahead.some();
     int64_t first = part.first(i) / Kind::kTerms, last = Kind::words(part.last(i + kRows - 1));
     const float* from = a.p + (kTurned ? i + first * a.step : i * a.step + first);
     Kind::template block<kRows, kVectors, kTurned>(last - first, {from, a.step}, b + first * b_row,
@@ -137,10 +177,10 @@ MG_INLINE void tile_rows(const Part& part, int64_t i, const TileOperand& a, cons
 
 template <class Kind, bool kTurned, int kVectors, class Part>
 void tile_columns(const Part& part, int64_t m, const TileOperand& a, const float* b, int64_t b_row,
-                  float* c, int64_t c_row, bool add) {
+                  float* c, int64_t c_row, bool add, RowsAhead& ahead) {
     int64_t i = 0;
     auto rows = [&](auto n) {
-        tile_rows<Kind, kTurned, n(), kVectors>(part, i, a, b, b_row, c, c_row, add);
+        tile_rows<Kind, kTurned, n(), kVectors>(part, i, a, b, b_row, c, c_row, add, ahead);
         i += n();
     };
     while (i + kMR <= m) rows(std::integral_constant<int, kMR>{});
@@ -155,11 +195,12 @@ void tile_columns(const Part& part, int64_t m, const TileOperand& a, const float
 // last(i + n - 1) of the sum.
 template <class Kind, bool kTurned, class Part>
 void tile_product(const Part& part, int64_t n, const TileOperand& a, Panels b, float* c,
-                  int64_t c_row, bool add) {
+                  int64_t c_row, bool add, RowsAhead& ahead) {
     int64_t j = 0;
     for (; j + kNR <= n; j += kNR, b.p += b.panel)
-        tile_columns<Kind, kTurned, 2>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add);
-    if (j < n) tile_columns<Kind, kTurned, 1>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add);
+        tile_columns<Kind, kTurned, 2>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add, ahead);
+    if (j < n)
+        tile_columns<Kind, kTurned, 1>(part, part.rows(j), a, b.p, b.row, c + j, c_row, add, ahead);
 }
 
 // The scores of a tile in place, times k, with what is added to them.
