@@ -154,20 +154,40 @@ inline void fill_addend(const AttentionShape& s, const AttentionOptions& o, cons
 }
 
 // factor[j][i]: 0 where a weight is dropped, 1 / (1 - p) where it stays; by the weight's logical
-// index.
-inline void fill_dropout(const AttentionShape& s, const AttentionOptions& o, int64_t b, int64_t h,
-                         int64_t i0, int64_t ni, int64_t j0, int64_t nj, float* factor) {
+// index. Of the keys that some query of a vector sees.
+inline void fill_dropout(const AttentionShape& s, const AttentionOptions& o, const Stairs& stairs,
+                         int64_t b, int64_t h, int64_t i0, int64_t j0, float* factor) {
     uint32_t words[kKeys], threshold = dropout_threshold(o.dropout);
     auto kept = static_cast<float>(1.0 / (1.0 - o.dropout));
-    for (int64_t i = 0; i < ni; i++) {
+    auto n_keys = static_cast<uint64_t>(s.n_keys);
+    auto first_of_row = [&](int64_t i) {
         int64_t row = (b * s.heads + h) * s.n_queries + i0 + i;
-        philox_words(o.key,
-                     static_cast<uint64_t>(s.first_weight + j0) +
-                         static_cast<uint64_t>(row) * static_cast<uint64_t>(s.n_keys),
-                     nj, words);
-        for (int64_t j = 0; j < nj; j++)
+        return static_cast<uint64_t>(s.first_weight + j0) + static_cast<uint64_t>(row) * n_keys;
+    };
+    // Keys, by a query of i's vector.
+    auto some_seen = [&](int64_t i) { return stairs.seen(i / VL * VL + VL - 1); };
+    if ((n_keys | first_of_row(0)) % 4 == 0) {  // whole blocks of four: queries side by side
+        for (int64_t i = 0; i < stairs.n; i += kPhiloxLanes)
+            for (int64_t j = 0, n = some_seen(i + kPhiloxLanes - 1); j < n; j += 4)
+                keep_words(o.key, (first_of_row(i) + static_cast<uint64_t>(j)) / 4, n_keys / 4,
+                           threshold, kept, factor + j * kQueries + i, kQueries);
+        return;
+    }
+    for (int64_t i = 0; i < stairs.n; i++) {
+        int64_t n = some_seen(i);
+        philox_words(o.key, first_of_row(i), n, words);
+        for (int64_t j = 0; j < n; j++)
             factor[j * kQueries + i] = words[j] >= threshold ? kept : 0.0f;
     }
+}
+
+// Weights times the factors of dropout, of the same keys.
+inline void drop_weights(const Stairs& stairs, int64_t lanes, const float* factor, float* weights) {
+    for (int64_t i = 0; i < lanes; i += VL)
+        for (int64_t j = 0, n = stairs.seen(i + VL - 1); j < n; j++) {
+            float* at = weights + j * kQueries + i;
+            store(at, load(at) * load(factor + j * kQueries + i));
+        }
 }
 
 template <class T>

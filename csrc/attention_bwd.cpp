@@ -193,7 +193,7 @@ void key_head(const Task& task, const Task* next, const AttentionOptions& o,
                 bool whole = all_seen(s, o, i0, i0 + ni, j0, j0 + nj);
                 bool added = needs_addend(o, m, whole);
                 if (added) fill_addend(s, o, m, b, h, i0, ni, j0, nj, t.extra);
-                if (o.dropout > 0) fill_dropout(s, o, b, h, i0, ni, j0, nj, t.factor);
+                if (o.dropout > 0) fill_dropout(s, o, stairs, b, h, i0, j0, t.factor);
                 gradient_tile(stairs, lanes, scale, added ? t.extra : nullptr,
                               o.dropout > 0 ? t.factor : nullptr, t);
                 keep_nan(ni, nj, t);

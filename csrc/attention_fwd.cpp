@@ -111,10 +111,8 @@ struct QueryGroup {
         softmax_tile(stairs, x.lanes, static_cast<float>(o.scale), added ? t.extra : nullptr,
                      t.scores, x.top, x.sum, t.alpha);
         if (o.dropout > 0) {
-            fill_dropout(s, o, b, h, x.i0, x.n, j0, nj, t.extra);
-            for (int64_t j = 0; j < nj; j++)
-                for (int64_t i = 0; i < x.n; i++)
-                    t.scores[j * kQueries + i] *= t.extra[j * kQueries + i];
+            fill_dropout(s, o, stairs, b, h, x.i0, j0, t.extra);
+            drop_weights(stairs, x.lanes, t.extra, t.scores);
         }
         bool skips =
             (added || !whole || o.dropout > 0) && any_not_finite(values, values_row, nj, s.dim);

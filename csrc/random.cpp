@@ -18,7 +18,7 @@ template <class Body>
 void for_words(const Array& rng, int64_t n, int per, Body&& body) {
     PhiloxKey key = philox_key(rng);
     parallel_chunks(n, kTaskElements / 4, [&](int64_t begin, int64_t end) {
-        uint32_t words[2 * kRandomTile];
+        uint32_t words[4 * kRandomTile];
         for (int64_t i = begin; i < end; i += kRandomTile) {
             int64_t count = std::min(kRandomTile, end - i);
             philox_words(key, static_cast<uint64_t>(per) * static_cast<uint64_t>(i), per * count,
@@ -104,13 +104,11 @@ void random_normal(const Array& out, const Array& rng) {
             });
         });
     } else if (out.dtype == DType::f64) {
-        PhiloxKey key = philox_key(rng);
-        parallel_chunks(out.size(), 1024, [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; i++) {
-                uint32_t w[4];
-                philox_words(key, 4 * static_cast<uint64_t>(i), 4, w);
-                double r = std::sqrt(-2.0 * std::log(1.0 - unit(w[0], w[1])));
-                out.ptr<double>()[i] = r * std::cos((unit(w[2], w[3]) - 0.5) * kTurn);
+        for_words(rng, out.size(), 4, [&](int64_t first, int64_t n, const uint32_t* words) {
+            for (int64_t i = 0; i < n; i++, words += 4) {
+                double r = std::sqrt(-2.0 * std::log(1.0 - unit(words[0], words[1])));
+                out.ptr<double>()[first + i] =
+                    r * std::cos((unit(words[2], words[3]) - 0.5) * kTurn);
             }
         });
     } else {

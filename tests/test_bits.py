@@ -426,38 +426,55 @@ def order(x: mg.Tensor) -> tuple[int, ...]:
     return tuple(reversed(range(x.ndim)))
 
 
-def attention_with_dropout(form: str, q: Any, k: Any, v: Any, p: float, seed: int) -> mg.Tensor:
+def attention_with_dropout(
+    form: str, q: Any, k: Any, v: Any, p: float, seed: int, causal: bool = False
+) -> mg.Tensor:
     generator = mg.Generator(seed)
     if form == "packed":
         packed = mg.concat([mg.permute(x, (0, 2, 1, 3)) for x in (q, k, v)], 2)
-        out = mg.attention_packed(packed, q.shape[1], dropout=p, generator=generator)
+        out = mg.attention_packed(packed, q.shape[1], dropout=p, causal=causal, generator=generator)
         return mg.permute(out, (0, 2, 1, 3))
-    return mg.attention(q, k, v, dropout=p, impl=form, generator=generator)
+    return mg.attention(q, k, v, dropout=p, causal=causal, impl=form, generator=generator)
 
 
+# Keys whose words are whole blocks of four, or not; and queries that do not see all.
+ROWS_OF_WORDS = pytest.mark.parametrize(
+    ("n", "causal"), [(130, False), (132, False), (132, True), (133, True)]
+)
+
+
+@ROWS_OF_WORDS
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("form", ["fused", "composed", "packed"])
-def test_dropout_inside_attention_follows_the_definition(form: str, dtype: str, level: str) -> None:
+def test_dropout_inside_attention_follows_the_definition(
+    form: str, dtype: str, n: int, causal: bool, level: str
+) -> None:
     """Equal scores and one-hot values show every weight: word (b, h, i, j) decides."""
-    p, seed, shape = 0.3, 2**35 + 1, (2, 3, 70 if form != "packed" else 130, 130)
-    q = mg.zeros((*shape[:3], shape[3]), dtype)
-    k = mg.zeros((2, 3, 130, 130), dtype)
-    v = mg.tensor(np.broadcast_to(np.eye(130), (2, 3, 130, 130)), dtype)
-    weights = attention_with_dropout(form, q, k, v, p, seed).numpy().astype(np.float64)
-    stays = kept(shape, p, seed, 0)
+    p, seed, shape = 0.3, 2**35 + 1, (2, 3, 70 if form != "packed" else n, n)
+    q = mg.zeros(shape, dtype)
+    k = mg.zeros((2, 3, n, n), dtype)
+    v = mg.tensor(np.broadcast_to(np.eye(n), (2, 3, n, n)), dtype)
+    weights = attention_with_dropout(form, q, k, v, p, seed, causal).numpy().astype(np.float64)
+    seen = np.tril(np.ones(shape[2:], bool), n - shape[2] if causal else n)
+    stays = kept(shape, p, seed, 0) & seen
     assert ((weights != 0) == stays).all()
-    np.testing.assert_allclose(weights[stays], 1 / 130 / (1 - p), rtol=1e-2)
+    exact = np.where(stays, 1 / seen.sum(-1, keepdims=True) / (1 - p), 0)
+    np.testing.assert_allclose(weights, exact, rtol=1e-2)
 
 
+@ROWS_OF_WORDS
 @pytest.mark.parametrize("form", ["fused", "composed", "packed"])
-def test_gradient_of_attention_uses_the_mask_of_its_dropout(form: str, level: str) -> None:
+def test_gradient_of_attention_uses_the_mask_of_its_dropout(
+    form: str, n: int, causal: bool, level: str
+) -> None:
     p, seed = 0.3, 11
-    q, k, v, g = (normal(1, 2, 70, 16, seed=s) for s in range(4))
+    q, k, v, g = (normal(1, 2, n, 16, seed=s) for s in range(4))
     leaves = [mg.tensor(x, requires_grad=True) for x in (q, k, v)]
-    out = attention_with_dropout(form, *leaves, p, seed)
+    out = attention_with_dropout(form, *leaves, p, seed, causal)
     out.backward(mg.tensor(g))
-    factor = kept((1, 2, 70, 70), p, seed, 0) / (1 - p)
-    weights = softmax(q.astype(np.float64) @ np.swapaxes(k, -1, -2) / 4)
+    factor = kept((1, 2, n, n), p, seed, 0) / (1 - p)
+    hidden = np.triu(np.full((n, n), -np.inf if causal else 0.0), 1)
+    weights = softmax(q.astype(np.float64) @ np.swapaxes(k, -1, -2) / 4 + hidden)
     np.testing.assert_allclose(out.numpy(), (weights * factor) @ v, atol=5e-6)
     dv = np.swapaxes(weights * factor, -1, -2) @ g
     d_weights = (g @ np.swapaxes(v, -1, -2)) * factor
