@@ -118,6 +118,21 @@ inline bool needs_addend(const AttentionOptions& o, const AttentionMask& m, bool
     return m.mask || m.bias || (o.window >= 0 && !all_seen);
 }
 
+// tile[j][i] = join(tile[j][i], x[i][j]) for queries i and keys j, x(i, j) at x[i * row + j * col].
+template <class T, class Join>
+void join_turned(const T* x, int64_t row, int64_t col, int64_t ni, int64_t nj, float* tile,
+                 Join&& join) {
+    alignas(64) float turned[kKeys * kNR];
+    for (int64_t i = 0; i < ni; i += kNR) {
+        pack_panel<kNR>(x + i * row, row, col, std::min<int64_t>(kNR, ni - i), nj, turned);
+        for (int64_t j = 0; j < nj; j++)
+            for (int64_t v = 0; v < kNR; v += VL) {
+                float* at = tile + j * kQueries + i + v;
+                store(at, join(load(at), load(turned + j * kNR + v)));
+            }
+    }
+}
+
 // What is added to the scaled scores of a tile, addend[j][i]: bias where a key is seen, -infinity
 // elsewhere.
 inline void fill_addend(const AttentionShape& s, const AttentionOptions& o, const AttentionMask& m,
@@ -138,18 +153,22 @@ inline void fill_addend(const AttentionShape& s, const AttentionOptions& o, cons
     }
     if (m.bias) {
         const int64_t* step = m.bias.strides;
-        for (int64_t j = 0; j < nj; j++)
-            for (int64_t i = 0; i < ni; i++)
-                addend[j * kQueries + i] += static_cast<float>(number_at(
-                    m.bias, b * step[0] + h * step[1] + (i0 + i) * step[2] + (j0 + j) * step[3]));
+        int64_t at = b * step[0] + h * step[1] + i0 * step[2] + j0 * step[3];
+        for_float_dtype("attention", m.bias.dtype, [&](auto type) {
+            join_turned(m.bias.ptr<decltype(type)>() + at, step[2], step[3], ni, nj, addend,
+                        [](vf sum, vf x) { return sum + x; });
+        });
     }
     if (m.mask) {
         const int64_t* step = m.mask.strides;
         const uint8_t* at =
             m.mask.ptr<uint8_t>() + b * step[0] + h * step[1] + i0 * step[2] + j0 * step[3];
-        for (int64_t j = 0; j < nj; j++)
-            for (int64_t i = 0; i < ni; i++)
-                if (!at[i * step[2] + j * step[3]]) addend[j * kQueries + i] = -kInfinity;
+        alignas(64) float seen[kQueries * kKeys];
+        for (int64_t i = 0; i < ni; i++, at += step[2])
+            for (int64_t j = 0; j < nj; j++) seen[i * kKeys + j] = at[j * step[3]];
+        // Not a sum: the bias of a key that is hidden may be NaN.
+        join_turned(seen, kKeys, 1, ni, nj, addend,
+                    [](vf sum, vf x) { return select(x == vf{}, broadcast(-kInfinity), sum); });
     }
 }
 

@@ -22,6 +22,7 @@ struct Matrix {
 MG_INLINE float element(const float* p) { return *p; }
 MG_INLINE float element(const bf16* p) { return to_float(*p); }
 MG_INLINE float element(const f16* p) { return to_float(*p); }
+MG_INLINE float element(const double* p) { return static_cast<float>(*p); }
 
 #if defined(MG_AVX512) || defined(MG_AVX2)
 // 8 rows of 8 floats as the 8 columns, in registers.
