@@ -141,9 +141,11 @@ void run_comparison(const char* name, TruthTile<C> tile, const Array& a, const A
     Strided<3>(name, {&a, &b, &out}).run([&](char* const* at, const int64_t* step, int64_t n) {
         alignas(64) C as[kTile], bs[kTile];
         uint8_t result[kTile];
+        uint8_t* to = step[2] == 1 ? reinterpret_cast<uint8_t*>(at[2]) : result;
         tile(n, load_tile(a.dtype, at[0], step[0], n, as),
-             load_tile(b.dtype, at[1], step[1], n, bs), result);
-        for (int64_t i = 0; i < n; i++) at[2][i * step[2]] = static_cast<char>(result[i]);
+             load_tile(b.dtype, at[1], step[1], n, bs), to);
+        for (int64_t i = 0; to == result && i < n; i++)
+            at[2][i * step[2]] = static_cast<char>(result[i]);
     });
 }
 
@@ -207,29 +209,49 @@ void where(const Array& condition, const Array& a, const Array& b, const Array& 
             alignas(64) C as[kTile], bs[kTile], result[kTile];
             const C* yes = load_tile(a.dtype, at[1], step[1], n, as);
             const C* no = load_tile(b.dtype, at[2], step[2], n, bs);
-            for (int64_t i = 0; i < n; i++) result[i] = at[0][i * step[0]] ? yes[i] : no[i];
-            store_tile(out.dtype, at[3], step[3], n, result);
+            C* to = output_tile(out.dtype, at[3], step[3], result);
+            for (int64_t i = 0; i < n; i++) to[i] = at[0][i * step[0]] ? yes[i] : no[i];
+            store_tile(out.dtype, at[3], step[3], n, to);
         });
     });
 }
 
 // NaN stays NaN.
+template <class C, class Limit>
+static void run_clip(const Array& x, const Array& out, Limit least, Limit most) {
+    using V = VectorOf<C>;
+    auto limit = [](Limit value) {  // an int64 would not survive splat
+        if constexpr (std::is_same_v<V, vf>) {
+            return broadcast(static_cast<float>(value));
+        } else {
+            return static_cast<V>(value);
+        }
+    };
+    V low = limit(least), high = limit(most);
+    Strided<2>("clip", {&x, &out})
+        .template run<C>([&](char* const* at, const int64_t* step, int64_t n) {
+            alignas(64) C xs[kTile], result[kTile];
+            C* to = output_tile(out.dtype, at[1], step[1], result);
+            apply(
+                [&](V value) -> V {
+                    V raised = select(value < low, low, value);
+                    return select(raised > high, high, raised);
+                },
+                n, to, load_tile(x.dtype, at[0], step[0], n, xs));
+            store_tile(out.dtype, at[1], step[1], n, to);
+        });
+}
+
 void clip(const Array& x, const Array& out, double low, double high) {
-    Strided<2> s("clip", {&x, &out});
+    if (all_bf16({&x, &out})) return run_clip<bf16>(x, out, low, high);
     for_compute_type(x.dtype, [&](auto type) {
         using C = decltype(type);
-        C least = static_cast<C>(low), most = static_cast<C>(high);
         if constexpr (std::is_same_v<C, int64_t>) {  // infinities do not convert
-            least = low <= -9.2e18 ? INT64_MIN : static_cast<C>(low);
-            most = high >= 9.2e18 ? INT64_MAX : static_cast<C>(high);
+            run_clip<C>(x, out, low <= -9.2e18 ? INT64_MIN : static_cast<C>(low),
+                        high >= 9.2e18 ? INT64_MAX : static_cast<C>(high));
+        } else {
+            run_clip<C>(x, out, low, high);
         }
-        s.run([&](char* const* at, const int64_t* step, int64_t n) {
-            alignas(64) C xs[kTile], result[kTile];
-            const C* from = load_tile(x.dtype, at[0], step[0], n, xs);
-            for (int64_t i = 0; i < n; i++)
-                result[i] = from[i] < least ? least : from[i] > most ? most : from[i];
-            store_tile(out.dtype, at[1], step[1], n, result);
-        });
     });
 }
 

@@ -99,6 +99,11 @@ void chunk(const Product& p, int64_t j0, int64_t n, int64_t k_begin, int64_t k_e
     });
 }
 
+// A product with a column, as the row that it is turned: A is then read in place, once.
+Product one_row(const Product& p) {
+    return {1, p.m, p.k, p.b.turned(), p.a.turned(), p.c, p.m, nullptr, p.add};
+}
+
 void product(const Product& p) {
     if (p.m == 0 || p.n == 0) return;
     if (p.k == 0) {
@@ -109,6 +114,7 @@ void product(const Product& p) {
             }
         return;
     }
+    if (p.n == 1 && p.m > 1 && p.c_row == 1 && !p.bias) return few_rows(one_row(p));
     if (p.m <= kFewRows) return few_rows(p);
     int64_t super = std::min(p.k, p.direct_a() ? kSuperK : kSuperKPacked);
     int64_t columns = std::max<int64_t>(kNR, kChunkElements / super / kNR * kNR);

@@ -16,6 +16,7 @@ struct Matrix {
     Matrix at(int64_t i, int64_t j) const {
         return {p + (i * row + j * col) * itemsize(dtype), dtype, row, col};
     }
+    Matrix turned() const { return {p, dtype, col, row}; }
     const float* floats() const { return reinterpret_cast<const float*>(p); }
 };
 

@@ -123,7 +123,9 @@ void fill(const Array& out, double value) {
         using C = decltype(type);
         alignas(64) C tile[kTile];
         for (auto& v : tile) v = static_cast<C>(value);
-        s.run([&](char* const* p, const int64_t* step, int64_t n) {
+        s.template run<C>([&](char* const* p, const int64_t* step, int64_t n) {
+            C* to = output_tile<C>(out.dtype, p[0], step[0], tile);
+            if (to != tile) return (void)std::fill_n(to, n, tile[0]);
             store_strided(out.dtype, p[0], step[0], n, tile);
         });
     });

@@ -324,6 +324,13 @@ def test_row_of_a_product_does_not_depend_on_the_number_of_rows(
     for rows in (1, 6, 8, 14, 16, 30, 32):
         part = product(a[:rows], b, bias, before[:rows])
         assert same_bits([part], [added[:rows]]), f"{rows} rows with a bias, added"
+    for given in (a, np.asfortranarray(a), a[:7], a[:8]):  # a column alone, as the row it is turned
+        for column in (b[:, 4:5], np.ascontiguousarray(b[:, 4:5])):
+            assert same_bits([product(given, column)], [whole[: len(given), 4:5].copy()])
+            part = product(given, column, None, before[: len(given), 4:5])
+            assert same_bits([part], [product(given, b, None, before[: len(given)])[:, 4:5].copy()])
+            part = product(given, column, bias[4:5], before[: len(given), 4:5])
+            assert same_bits([part], [added[: len(given), 4:5].copy()])
 
 
 def product(a: Array, b: Array, bias: Array | None = None, before: Array | None = None) -> Array:
