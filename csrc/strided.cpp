@@ -2,6 +2,8 @@
 // cast), fill.
 #include "strided.h"
 
+#include "matmul_pack.h"
+
 namespace mg {
 
 template <class C>
@@ -50,18 +52,80 @@ template void store_strided(DType, char*, int64_t, int64_t, const int64_t*);
 
 // ---- copy: out = x, cast to out's dtype ----
 
-// A 2-D transpose read along its rows misses a cache line per element; in blocks of this edge the
-// lines of both sides stay in L1 (2 * 32 * 32 * 4 bytes = 8 KB).
+// A transpose read along its rows misses a cache line per element; in blocks of this edge the lines
+// of both sides stay in L1 (2 * 32 * 32 * 4 bytes = 8 KB).
 constexpr int64_t kTransposeBlock = 32;
 
+#if defined(MG_AVX512) || defined(MG_AVX2)
+MG_INLINE void transpose_8x8(const uint16_t* x, int64_t x_row, uint16_t* out, int64_t out_row) {
+    __m128i a[8], b[8];
+    for (int i = 0; i < 8; i++)
+        a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i * x_row));
+    for (int i = 0; i < 4; i++) {  // pairs of rows, pairs of those, and halves
+        b[2 * i] = _mm_unpacklo_epi16(a[2 * i], a[2 * i + 1]);
+        b[2 * i + 1] = _mm_unpackhi_epi16(a[2 * i], a[2 * i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int k = 0; k < 2; k++) {
+            a[i + 2 * k] = _mm_unpacklo_epi32(b[i + k], b[i + k + 2]);
+            a[i + 2 * k + 1] = _mm_unpackhi_epi32(b[i + k], b[i + k + 2]);
+        }
+    for (int i = 0; i < 4; i++) {
+        b[2 * i] = _mm_unpacklo_epi64(a[i], a[i + 4]);
+        b[2 * i + 1] = _mm_unpackhi_epi64(a[i], a[i + 4]);
+    }
+    for (int i = 0; i < 8; i++)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i * out_row), b[i]);
+}
+#endif
+
+// out[r * out_row + c] = x[c * x_row + r]
 template <class T>
-static void transpose(const T* x, int64_t x_row, int64_t x_col, T* out, int64_t out_row,
-                      int64_t rows, int64_t cols) {
-    parallel_chunks(rows, kTransposeBlock, [&](int64_t r0, int64_t r1) {
-        for (int64_t c0 = 0; c0 < cols; c0 += kTransposeBlock) {
-            int64_t c1 = std::min(cols, c0 + kTransposeBlock);
-            for (int64_t r = r0; r < r1; r++)
-                for (int64_t c = c0; c < c1; c++) out[r * out_row + c] = x[r * x_row + c * x_col];
+static void transpose_block(const T* x, int64_t x_row, T* out, int64_t out_row, int64_t rows,
+                            int64_t cols) {
+    int64_t r = 0;
+#if defined(MG_AVX512) || defined(MG_AVX2)
+    using Moved = std::conditional_t<sizeof(T) == sizeof(float), float, T>;
+    if constexpr (sizeof(T) == 4 || sizeof(T) == 2)
+        for (; r + 8 <= rows; r += 8) {
+            int64_t c = 0;
+            for (; c + 8 <= cols; c += 8)
+                transpose_8x8(reinterpret_cast<const Moved*>(x + c * x_row + r), x_row,
+                              reinterpret_cast<Moved*>(out + r * out_row + c), out_row);
+            for (; c < cols; c++)
+                for (int64_t i = r; i < r + 8; i++) out[i * out_row + c] = x[c * x_row + i];
+        }
+#endif
+    for (; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) out[r * out_row + c] = x[c * x_row + r];
+}
+
+// A copy of which dimension d is the contiguous one of x, the last that of out.
+template <class T>
+static void transpose(const Strided<2>& s, int d) {
+    constexpr int64_t size = sizeof(T);
+    int last = s.ndim - 1;
+    int64_t rows = s.shape[d], cols = s.shape[last];
+    int64_t blocks = (rows + kTransposeBlock - 1) / kTransposeBlock, items = blocks;
+    for (int i = 0; i < last; i++)
+        if (i != d) items *= s.shape[i];
+    int64_t per_task = std::max<int64_t>(1, kTaskElements / (kTransposeBlock * cols + 1));
+    parallel_chunks(items, per_task, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; item++) {
+            int64_t r = item % blocks * kTransposeBlock, index = item / blocks;
+            const char* from = s.data[0] + r * size;
+            char* to = s.data[1] + r * s.strides[1][d];
+            for (int i = last - 1; i >= 0; i--) {
+                if (i == d) continue;
+                from += index % s.shape[i] * s.strides[0][i];
+                to += index % s.shape[i] * s.strides[1][i];
+                index /= s.shape[i];
+            }
+            for (int64_t c = 0; c < cols; c += kTransposeBlock)
+                transpose_block(reinterpret_cast<const T*>(from + c * s.strides[0][last]),
+                                s.strides[0][last] / size, reinterpret_cast<T*>(to) + c,
+                                s.strides[1][d] / size, std::min(kTransposeBlock, rows - r),
+                                std::min(kTransposeBlock, cols - c));
         }
     });
 }
@@ -78,12 +142,11 @@ static void copy_bytes(const char* from, char* to, int64_t n) {
 template <class T>
 static void copy_same(const Strided<2>& s) {
     constexpr int64_t size = sizeof(T);
-    if (s.ndim == 2 && s.strides[1][1] == size && s.strides[0][0] == size &&
-        s.strides[0][1] != size) {
-        return transpose(reinterpret_cast<const T*>(s.data[0]), s.strides[0][0] / size,
-                         s.strides[0][1] / size, reinterpret_cast<T*>(s.data[1]),
-                         s.strides[1][0] / size, s.shape[0], s.shape[1]);
-    }
+    int last = s.ndim - 1;
+    bool turned = last >= 0 && s.strides[1][last] == size && s.strides[0][last] != size &&
+                  s.strides[0][last] != 0;
+    for (int d = last - 1; turned && d >= 0; d--)
+        if (s.strides[0][d] == size && s.shape[d] >= 8) return transpose<T>(s, d);
     s.run([](char* const* p, const int64_t* step, int64_t n) {
         if (step[0] == size && step[1] == size) {
             return copy_bytes(p[0], p[1], n * size);

@@ -3,6 +3,7 @@ offsets beyond 2^31, indices out of range, mixed dtypes."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -484,6 +485,19 @@ def compare(case: Any, plain: list, views: list, leaves: list) -> None:
         if a.shape != b.shape:
             exact = exact.sum(0, keepdims=True)
         np.testing.assert_allclose(a.grad.numpy(), exact, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "uint8"])
+@pytest.mark.parametrize("shape", [(37, 70), (8, 8), (1, 33), (5, 33, 9), (3, 17, 40, 12)])
+def test_axes_in_any_order_are_copied_to_the_bit(
+    shape: tuple[int, ...], dtype: str, level: str
+) -> None:
+    given = mg.tensor(np.random.default_rng(0).integers(0, 250, shape)).to(dtype)
+    for x in (given, given[..., ::2], mg.flip(given, 0), given[..., 1:]):
+        for order in itertools.permutations(range(len(shape))):
+            out = mg.permute(x, order).contiguous().numpy()
+            assert out.flags.c_contiguous
+            np.testing.assert_array_equal(out, x.numpy().transpose(order))
 
 
 # ---- beyond 2^31 ----
