@@ -272,7 +272,7 @@ def lookup(table: str, name: str) -> Any:
     """The entry `name` of the dictionaries called `table` that op files carry, or None."""
     from minigrad import limits, ops, optim
 
-    for module in (*ops.MODULES, optim, limits):
+    for module in (*ops.MODULES, *optim.MODULES, limits):
         entries = getattr(module, table, None)
         if entries and name in entries:
             return entries[name]

@@ -175,7 +175,7 @@ def test_weights_changed_in_every_way_are_packed_as_they_are(
 ) -> None:
     """Eager and captured, against a run whose optimizer leaves the copies alone."""
     eager, captured = story(False), story(True)
-    monkeypatch.setattr("minigrad.optim.current_copies", lambda w: [None, None])
+    monkeypatch.setattr("minigrad.optim.optimizer.current_copies", lambda w: [None, None])
     repacked = story(False)
     assert len(set(repacked)) > 15
     assert eager == repacked
