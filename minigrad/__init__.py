@@ -7,6 +7,9 @@ loss.backward()
 w.grad
 """
 
+from minigrad.tensor import Tensor  # first: the tape and the operations need it
+
+# isort: split
 from minigrad import nn, ops, optim
 from minigrad.autograd import (
     Function,
@@ -25,7 +28,6 @@ from minigrad.precision import precision
 from minigrad.profile import profile
 from minigrad.random import Generator, manual_seed
 from minigrad.recompute import checkpoint_activations
-from minigrad.tensor import Tensor
 from minigrad.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"

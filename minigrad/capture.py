@@ -27,6 +27,7 @@ from minigrad import autograd, dispatch, dtypes, recording
 from minigrad.dispatch import Kernel, empty
 from minigrad.ops.creation import copied
 from minigrad.precision import active_precision
+from minigrad.storage import owner_of
 from minigrad.tensor import Tensor
 
 _Description = list[tuple[str, list[Any]]]
@@ -267,7 +268,7 @@ class _Call:
         kind = value.shape, value.strides, value.dtype
         if self._arena is not None and value.base is self._arena:
             return "own", own.setdefault(value.ctypes.data, len(own)), *kind
-        owner = autograd.owner_of(value)
+        owner = owner_of(value)
         for i, cell in enumerate(self.notes.cells):
             if owner is cell:
                 return "cell", i, *kind

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad import autograd, dispatch, dtypes, recording
-from minigrad.autograd import Node, Storage
+from minigrad import dispatch, dtypes, recording
+from minigrad.storage import Storage, device_away
+
+if TYPE_CHECKING:
+    from minigrad.autograd import Node
 
 Scalar = bool | int | float
 TensorLike = Any  # a Tensor, an array, nested lists or a number
@@ -293,7 +296,7 @@ class Tensor:
                 "a new tensor (y = y + x, mg.where, mg.concat, mg.scatter_add), or assign under "
                 "mg.no_grad() or from x.detach()"
             )
-        device = autograd.device_away(op, self, value)
+        device = device_away(op, self, value)
         if device is not None:
             with dispatch.device(device):
                 return self._write(op, value, write)
@@ -546,4 +549,6 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, (int, np.integer))
 
 
-from minigrad import ops  # noqa: E402  (methods name ops; ops make tensors)
+# Methods name both, and both make tensors; the walk back over the tape uses ops.
+from minigrad import ops  # noqa: E402, I001
+from minigrad import autograd  # noqa: E402

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes, recording
-from minigrad.autograd import Function, Node, Storage
+from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import check_device, empty, launch, launch_numpy
 from minigrad.random import Generator, default_generator
+from minigrad.storage import Storage
 from minigrad.tensor import Tensor
 
 __all__ = [

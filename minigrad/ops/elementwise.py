@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from minigrad import dispatch, dtypes, recording
-from minigrad.autograd import Function, Node, device_away, is_anomaly_enabled, is_grad_enabled
+from minigrad.autograd import Function, Node, is_anomaly_enabled, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_made
 from minigrad.ops.creation import as_tensor, cast, constant, zeros_like
 from minigrad.shapes import broadcast_shape
+from minigrad.storage import device_away
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [

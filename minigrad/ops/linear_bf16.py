@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minigrad import dtypes, recording
-from minigrad.autograd import Function, Node, Storage
+from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import empty, launch
 from minigrad.ops.movement import swapaxes
 from minigrad.ops.reduce import Sum
+from minigrad.storage import Storage
 from minigrad.tensor import Tensor
 
 __all__: list[str] = []

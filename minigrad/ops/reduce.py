@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from minigrad import dispatch, dtypes
-from minigrad.autograd import Function, Node, device_away, grad, is_grad_enabled
+from minigrad.autograd import Function, Node, grad, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, cast
 from minigrad.ops.elementwise import eq, ne, where
 from minigrad.ops.movement import concat, expand, expand_dims, flip, permute, reshape
+from minigrad.storage import device_away
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from minigrad import dispatch, dtypes, recording
-from minigrad.autograd import device_away
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import copied
 from minigrad.ops.linear_bf16 import PackedCopy, current_copies
 from minigrad.optim.updates import CORRECT1, CORRECT2, DECAY, LISTS, RATE, SCALE
+from minigrad.storage import device_away
 from minigrad.tensor import Tensor
 
 
