@@ -9,7 +9,9 @@ from minigrad.ops.creation import copy as copy
 from minigrad.ops.creation import copy_fitting as copy_fitting
 from minigrad.ops.creation import copy_into as copy_into
 from minigrad.ops.creation import names_device as names_device
-from minigrad.ops.elementwise import *
+from minigrad.ops.select import *
+from minigrad.ops.unary import *
+from minigrad.ops.binary import *
 from minigrad.ops.movement import *
 from minigrad.ops.reduce import *
 from minigrad.ops.reduce import Axis as Axis

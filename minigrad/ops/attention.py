@@ -23,6 +23,7 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import empty, launch
+from minigrad.ops.binary import mul, sub
 from minigrad.ops.creation import (
     as_tensor,
     cast,
@@ -34,14 +35,15 @@ from minigrad.ops.creation import (
 )
 from minigrad.ops.dropout import dropout as dropout_
 from minigrad.ops.dropout import keep_mask
-from minigrad.ops.elementwise import eq as eq_
-from minigrad.ops.elementwise import exp, isfinite, logical_and, logical_not, mul, sub, where
-from minigrad.ops.elementwise import ne as ne_
 from minigrad.ops.matmul import matmul
 from minigrad.ops.movement import expand, reshape, swapaxes
 from minigrad.ops.reduce import all as all_
 from minigrad.ops.reduce import max as max_
 from minigrad.ops.reduce import sum as sum_
+from minigrad.ops.select import eq as eq_
+from minigrad.ops.select import logical_and, logical_not, where
+from minigrad.ops.select import ne as ne_
+from minigrad.ops.unary import exp, isfinite
 from minigrad.random import Generator, default_generator
 from minigrad.tensor import Tensor, TensorLike
 

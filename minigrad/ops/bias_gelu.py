@@ -11,7 +11,7 @@ import numpy as np
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import unit_columns
-from minigrad.ops.elementwise import REFERENCE as ELEMENTWISE
+from minigrad.ops.unary import REFERENCE as UNARY
 
 __all__: list[str] = []
 
@@ -26,8 +26,8 @@ def _fwd_ref(
         z = z + bias.astype(np.float64)
     name = "gelu_tanh" if tanh_form else "gelu"
     if slope is not None:
-        ELEMENTWISE[f"{name}_bwd"](np.ones_like(z), z, z, slope, 0.0)
-    ELEMENTWISE[name](z, out, 0.0)
+        UNARY[f"{name}_bwd"](np.ones_like(z), z, z, slope, 0.0)
+    UNARY[name](z, out, 0.0)
 
 
 def _bwd_ref(g: np.ndarray, slope: np.ndarray, dx: np.ndarray, dbias: Optional) -> None:

@@ -10,8 +10,8 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
+from minigrad.ops.binary import mul, sub
 from minigrad.ops.creation import as_tensor, cast, contiguous, tensor
-from minigrad.ops.elementwise import mul, sub
 from minigrad.ops.embedding import check_range
 from minigrad.ops.movement import expand_dims, reshape
 from minigrad.ops.reduce import sum as sum_

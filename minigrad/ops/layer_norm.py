@@ -11,11 +11,12 @@ from minigrad import dtypes
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import active_device, empty, launch
+from minigrad.ops.binary import add, mul, sub
 from minigrad.ops.creation import as_tensor, cast, contiguous, unit_columns
-from minigrad.ops.elementwise import add, mul, rsqrt, sub
 from minigrad.ops.movement import as_rows, reshape
 from minigrad.ops.reduce import mean
 from minigrad.ops.reduce import sum as sum_
+from minigrad.ops.unary import rsqrt
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["layer_norm", "rms_norm"]

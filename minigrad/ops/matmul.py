@@ -17,12 +17,14 @@ from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
 from minigrad.ops.bias_gelu import bias_gelu, bias_gelu_gradients
+from minigrad.ops.binary import mul
 from minigrad.ops.creation import as_tensor, cast, contiguous
-from minigrad.ops.elementwise import derivative_of, mul, relu, unbroadcast
 from minigrad.ops.linear_bf16 import LinearBf16, bf16_gradients, packed_product, packed_weight
 from minigrad.ops.movement import reshape, swapaxes
+from minigrad.ops.operands import unbroadcast
 from minigrad.ops.reduce import Sum
 from minigrad.ops.reduce import sum as sum_
+from minigrad.ops.unary import derivative_of, relu
 from minigrad.precision import active_precision
 from minigrad.shapes import broadcast_shape
 from minigrad.tensor import Tensor, TensorLike

@@ -25,7 +25,8 @@ from minigrad.ops.creation import (
     has_unit_columns,
     zeros,
 )
-from minigrad.ops.elementwise import unbroadcast, where
+from minigrad.ops.operands import unbroadcast
+from minigrad.ops.select import where
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [

@@ -13,8 +13,8 @@ from minigrad.autograd import Function, Node, grad, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, cast
-from minigrad.ops.elementwise import eq, ne, where
 from minigrad.ops.movement import concat, expand, expand_dims, flip, permute, reshape
+from minigrad.ops.select import eq, ne, where
 from minigrad.storage import device_away
 from minigrad.tensor import Tensor, TensorLike
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.ops.binary import add, mul, sub
 from minigrad.ops.creation import as_tensor, constant
-from minigrad.ops.elementwise import add, mul, sub
 from minigrad.ops.movement import concat, split
 from minigrad.tensor import Tensor, TensorLike
 
