@@ -19,6 +19,18 @@ static inline int64_t pow(int64_t base, int64_t exponent) {
     return result;
 }
 
+// A divisor of 0 is refused before (ops/binary.py), and gives 0 as in NumPy; the smallest integer
+// by -1 would trap.
+static inline int64_t floor_divide(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return b * a;
+    return a / b - (a % b != 0 && (a < 0) != (b < 0));
+}
+static inline int64_t remainder(int64_t a, int64_t b) {
+    if (b == 0 || b == -1) return 0;
+    int64_t rest = a % b;
+    return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
+}
+
 namespace {
 
 #define c(value) splat<V>(value)

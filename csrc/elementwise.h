@@ -42,6 +42,8 @@
     X(mul, any, a * b)                                                                           \
     X(div, real, a / b)                                                                          \
     X(pow, any, pow(a, b))                                                                       \
+    X(floor_divide, any, floor_divide(a, b))                                                     \
+    X(remainder, any, remainder(a, b))                                                           \
     X(maximum, any, maximum(a, b))                                                               \
     X(minimum, any, minimum(a, b))
 

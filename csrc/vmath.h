@@ -424,4 +424,39 @@ inline vf pow(vf a, vf b) {
 }
 MG_INLINE double pow(double a, double b) { return std::pow(a, b); }
 
+// ---- floor division, as Python and NumPy have it: lane by lane in double, like powers ----
+
+struct FloorDivision {
+    double quotient, remainder;
+};
+
+// fmod is exact, and a less its result is nearly a multiple of b: so both are right where a / b
+// rounds to the integer above (1 // 0.1 is 9) or has more digits than fit.
+inline FloorDivision floor_division(double a, double b) {
+    double remainder = std::fmod(a, b);
+    if (b == 0) return {a / b, remainder};
+    double quotient = (a - remainder) / b;
+    if (remainder == 0) {
+        remainder = std::copysign(0.0, b);
+    } else if ((remainder < 0) != (b < 0)) {
+        remainder += b;
+        quotient -= 1;
+    }
+    if (quotient == 0) return {std::copysign(0.0, a / b), remainder};
+    double whole = std::floor(quotient);
+    return {quotient - whole > 0.5 ? whole + 1 : whole, remainder};
+}
+inline double floor_divide(double a, double b) { return floor_division(a, b).quotient; }
+inline double remainder(double a, double b) { return floor_division(a, b).remainder; }
+inline vf floor_divide(vf a, vf b) {
+    vf y;
+    for (int i = 0; i < VL; i++) y[i] = static_cast<float>(floor_divide(double(a[i]), b[i]));
+    return y;
+}
+inline vf remainder(vf a, vf b) {
+    vf y;
+    for (int i = 0; i < VL; i++) y[i] = static_cast<float>(remainder(double(a[i]), b[i]));
+    return y;
+}
+
 }  // namespace mg

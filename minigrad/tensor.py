@@ -335,6 +335,12 @@ class Tensor:
     def __itruediv__(self, other: TensorLike) -> Tensor:
         return self._assign("/=", self / other)
 
+    def __ifloordiv__(self, other: TensorLike) -> Tensor:
+        return self._assign("//=", self // other)
+
+    def __imod__(self, other: TensorLike) -> Tensor:
+        return self._assign("%=", self % other)
+
     # ---- operators ----
 
     def __add__(self, other: TensorLike) -> Tensor:
@@ -360,6 +366,18 @@ class Tensor:
 
     def __rtruediv__(self, other: TensorLike) -> Tensor:
         return ops.div(other, self)
+
+    def __floordiv__(self, other: TensorLike) -> Tensor:
+        return ops.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: TensorLike) -> Tensor:
+        return ops.floor_divide(other, self)
+
+    def __mod__(self, other: TensorLike) -> Tensor:
+        return ops.remainder(self, other)
+
+    def __rmod__(self, other: TensorLike) -> Tensor:
+        return ops.remainder(other, self)
 
     def __pow__(self, other: TensorLike) -> Tensor:
         return ops.pow(self, other)

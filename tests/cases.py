@@ -154,6 +154,8 @@ ELEMENTWISE = [
     binary("sub", np.subtract, lambda t, a, b: a - b),
     binary("mul", np.multiply, lambda t, a, b: a * b),
     binary("div", np.divide, lambda t, a, b: a / b, low=0.5, high=3.0),
+    binary("floor_divide", np.floor_divide, lambda t, a, b: t.div(a, b, rounding_mode="floor")),
+    binary("remainder", np.remainder, lambda t, a, b: t.remainder(a, b)),
     binary("pow", np.power, lambda t, a, b: a**b, low=0.5, high=2.0),
     binary("maximum", np.maximum, lambda t, a, b: t.maximum(a, b)),
     binary("minimum", np.minimum, lambda t, a, b: t.minimum(a, b)),

@@ -516,6 +516,7 @@ READS: dict[str, Callable[[mg.Tensor], Any]] = {
     "index": lambda x: x[mg.argmax(x, 0)],
     "gather": lambda x: mg.take_along_axis(x, mg.argsort(x), 1),
     "grad_norm": lambda x: optim.grad_norm([WEIGHT]),
+    "divisor": lambda x: mg.argmax(x, 0) % mg.ones((2,), "int64"),
     "rate": lambda x: setattr(optim.SGD([WEIGHT], lr=1.0), "lr", 0.5),
 }
 

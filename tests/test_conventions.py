@@ -631,6 +631,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "integer_power": (
         lambda: mg.tensor([2]) ** mg.tensor([-1]), ValueError, "integers to negative powers"
     ),
+    "integer_by_zero": (
+        lambda: mg.tensor([2, 3]) // mg.tensor([1, 0]),
+        ZeroDivisionError, "floor_divide: an integer divided by zero; convert one side to float32",
+    ),
+    "integer_remainder_of_zero": (
+        lambda: mg.tensor([2]) % 0, ZeroDivisionError, "remainder: an integer divided by zero"
+    ),
     "axis_twice": (lambda: mg.sum(ONES, (0, -2)), ValueError, "names a dimension twice"),
 }  # fmt: skip
 
@@ -694,6 +701,65 @@ def test_nan_wins_extremes(level: str) -> None:
     assert np.isnan(mg.minimum(2.0, x).numpy()[0]).sum() == 20
     assert np.isnan(mg.clip(x, 0, 1).numpy()[0]).sum() == 20
     assert np.isnan(mg.relu(x).numpy()[0]).sum() == 20
+
+
+# ---- division without a fraction ----
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_floor_division_is_exact_whatever_the_quotient(dtype: str, level: str) -> None:
+    rng = np.random.default_rng(3)
+    specials = np.array([0.0, -0.0, 1.0, -1.0, 2.5, -3.0, np.inf, -np.inf, np.nan])
+    size = (2, 3000)
+    drawn = rng.uniform(1, 2, size) * 2.0 ** rng.integers(-30, 30, size) * rng.choice([-1, 1], size)
+    a, b = np.stack(
+        [
+            np.concatenate([drawn[0], np.repeat(specials, 9), [1, -1, 6, -6, 1e10]]),
+            np.concatenate([drawn[1], np.tile(specials, 9), [0.1, 0.1, 3, 3, 3]]),
+        ]
+    ).astype(dtype)
+    with np.errstate(all="ignore"):
+        rests = np.remainder(a, b)
+        # NumPy's own quotients of float32 are wrong by a unit in the last place from 2^23 on.
+        quotients = np.floor_divide(a.astype(np.float64), b.astype(np.float64)).astype(dtype)
+    for got, want in ((mg.tensor(a) % mg.tensor(b), rests), (mg.tensor(a) // b, quotients)):
+        np.testing.assert_array_equal(got.numpy(), want)
+        zero = want == 0
+        np.testing.assert_array_equal(np.signbit(got.numpy()[zero]), np.signbit(want[zero]))
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "uint8", "bool"])
+def test_floor_division_of_integers(dtype: str, level: str) -> None:
+    if dtype == "bool":
+        a, b = np.array([False, True]), np.array([True, True])
+    else:
+        least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+        row = np.array([least, least + 1, 0, 1, 7, most - 1, most, *([-1, -7] if least else [])])
+        a, b = np.repeat(row, row.size).astype(dtype), np.tile(row, row.size).astype(dtype)
+        a, b = a[b != 0], b[b != 0]
+    with np.errstate(over="ignore"):  # the smallest by -1
+        quotients, rests = np.floor_divide(a, b), np.remainder(a, b)
+    for got, want in ((mg.tensor(a) // mg.tensor(b), quotients), (mg.tensor(a) % b, rests)):
+        assert got.dtype == ("int64" if dtype == "bool" else dtype)
+        assert got.tolist() == want.tolist()
+
+
+def test_floor_division_by_its_operators() -> None:
+    x = mg.tensor([-7, 7])
+    assert (x // 3).tolist() == [-3, 2]
+    assert (x % -3).tolist() == [-1, -2]
+    assert (20 // x).tolist() == [-3, 2]
+    assert (20 % x).tolist() == [-1, 6]
+    assert (x % 2.5).tolist() == [0.5, 2.0]
+    assert (x % 2.5).dtype == mg.float32
+    view = x[1:]
+    view //= 2
+    assert x.tolist() == [-7, 3]
+    x %= 4
+    assert x.tolist() == [1, 3]
+    step = mg.capture(lambda x: x // 2 % 3)
+    for k in range(4):
+        assert step(x + 10 * k).tolist() == [(1 + 10 * k) // 2 % 3, (3 + 10 * k) // 2 % 3]
 
 
 # ---- shapes of elementwise results ----

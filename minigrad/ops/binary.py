@@ -9,13 +9,13 @@ import numpy as np
 from minigrad import dispatch, dtypes, recording
 from minigrad.autograd import Function, Node, is_anomaly_enabled
 from minigrad.dispatch import launch_made
-from minigrad.ops.creation import cast
+from minigrad.ops.creation import cast, zeros
 from minigrad.ops.operands import alike, arithmetic, binary_reference, elementwise_cost, unbroadcast
 from minigrad.ops.select import eq, where
 from minigrad.ops.unary import log, sqrt
 from minigrad.tensor import Tensor, TensorLike
 
-__all__ = ["add", "div", "mul", "pow", "sub"]
+__all__ = ["add", "div", "floor_divide", "mul", "pow", "remainder", "sub"]
 
 
 class Binary(Function):
@@ -101,6 +101,39 @@ class Div(Binary):
         )
 
 
+class FloorDivide(Binary):
+    kernel = "floor_divide"
+
+    @staticmethod
+    def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        ctx.shapes = a.shape, b.shape
+        return launch_made("floor_divide", a, b, None)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
+        need_a, need_b = ctx.needs_input_grad
+        a, b = ctx.shapes
+        return zeros(a, g.dtype) if need_a else None, zeros(b, g.dtype) if need_b else None
+
+
+class Remainder(Binary):
+    kernel = "remainder"
+
+    @staticmethod
+    def forward(ctx: Node, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        ctx.save_inputs(0, 1)
+        return launch_made("remainder", a, b, None)
+
+    @staticmethod
+    def backward(ctx: Node, g: Tensor) -> tuple[Tensor | None, ...]:
+        need_a, need_b = ctx.needs_input_grad
+        a, b = ctx.saved
+        return (
+            unbroadcast(g, a.shape) if need_a else None,
+            unbroadcast(-(g * floor_divide(a, b)), b.shape) if need_b else None,
+        )
+
+
 class Pow(Function):
     """a^b; the gradient in b counts only where a > 0."""
 
@@ -154,6 +187,32 @@ def div(a: TensorLike, b: TensorLike) -> Tensor:
     return Div.apply(a, b)
 
 
+def _divisible(op: str, a: TensorLike, b: TensorLike) -> tuple[Tensor, Tensor]:
+    """Operands of a division without a fraction: no integer by zero."""
+    is_number = b.__class__ is int  # which no replay changes
+    a, b = arithmetic(op, a, b)
+    if not dtypes.is_floating(b.dtype):
+        if not is_number:
+            recording.refuse(f"{op} of integers", "convert them to float32, or divide by a number")
+        if not np.all(b._array):
+            raise ZeroDivisionError(
+                f"{op}: an integer divided by zero; convert one side to float32, where it gives "
+                "infinity or NaN"
+            )
+    return a, b
+
+
+def floor_divide(a: TensorLike, b: TensorLike) -> Tensor:
+    """a // b, the greatest integer not above a / b, broadcast; of numbers with a fraction, too.
+    Its gradients are 0."""
+    return FloorDivide.apply(*_divisible("floor_divide", a, b))
+
+
+def remainder(a: TensorLike, b: TensorLike) -> Tensor:
+    """a % b = a - (a // b) · b, broadcast, with the sign of b. The gradient in b is -(a // b)."""
+    return Remainder.apply(*_divisible("remainder", a, b))
+
+
 def pow(a: TensorLike, b: TensorLike) -> Tensor:
     """a to the power b, broadcast. Whole exponents 2 and 3, and 0.5, run as products and roots."""
     if a.__class__ is Tensor and b.__class__ in (int, float) and dtypes.is_floating(a.dtype):
@@ -178,6 +237,8 @@ REFERENCE: dict[str, Callable[..., None]] = {
     "sub": binary_reference(np.subtract),
     "mul": binary_reference(np.multiply),
     "div": binary_reference(np.true_divide),
+    "floor_divide": binary_reference(np.floor_divide),
+    "remainder": binary_reference(np.remainder),
     "pow": binary_reference(np.power),
 }
 COST = dict.fromkeys(REFERENCE, elementwise_cost)
