@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ import pytest
 import tiny
 
 import minigrad as mg
-from minigrad import bench, cost, dispatch, dtypes, limits
+from minigrad import bench, cost, dtypes
 from minigrad.bench import ours
 from minigrad.bench.jobs import FP32_ONLY, LINEAR_LAYERS, SHAPES, generation_job, kernel_job
 from minigrad.cli import main
@@ -304,6 +300,21 @@ def test_rows_are_judged_at_all_their_sizes() -> None:
         assert (16384, 4096) in SHAPES[kind]
 
 
+def test_products_of_bfloat16_cost_bfloat16_operations() -> None:
+    assert cost.product_cost(8, 6, dtypes.float32) == cost.Cost(8, 6, 0)
+    for kind in ("attention", "attention_varlen", "matmul"):
+        for precision in ("fp32", "bf16"):
+            run = ours.kernel(kernel_job(kind, TINY[kind], "fwd+bwd", precision))
+            run()
+            with mg.profile() as p:
+                run()
+            of_bf16 = {row.name for row in p.rows.values() if row.bf16_operations}
+            products = {f"{kind}_fwd", f"{kind}_bwd"} if kind != "matmul" else {"matmul_packed"}
+            assert of_bf16 == (products if precision == "bf16" else set())
+            for name in of_bf16:
+                assert p.rows[name].bf16_operations == p.rows[name].operations
+
+
 # ---- the fastest of a peer's forms ----
 
 
@@ -361,105 +372,3 @@ def test_forms_that_are_slow_or_fail_are_left_out(monkeypatch: pytest.MonkeyPatc
         kept(a=None)
     with pytest.raises(RuntimeError, match="none of its forms ran: a, b"):
         kept(a=None, b=None)
-
-
-# ---- the limits ----
-
-
-@pytest.mark.parametrize("kernel", ["peak_fma", "peak_bf16"])
-def test_peaks_count_the_operations_of_every_task(kernel: str, level: str) -> None:
-    counted = np.zeros(3)
-    dispatch.launch(kernel, counted)
-    assert counted[0] > 1e6
-    np.testing.assert_array_equal(counted, counted[0])
-
-
-def test_limits_are_measured_by_the_references_too() -> None:
-    with mg.use_kernels("ref"):
-        found = limits.measure_limits(1e6, repeats=1)
-    assert min(found.copy_gb_per_s, found.gflop_per_s, found.bf16_gflop_per_s) > 0
-
-
-def test_the_least_time_counts_bfloat16_by_its_own_rate() -> None:
-    machine = limits.Limits(copy_gb_per_s=10, gflop_per_s=100, bf16_gflop_per_s=400)
-    assert machine.least_ms(0, 2e8) == pytest.approx(2)
-    assert machine.least_ms(0, 2e8, 2e8) == pytest.approx(0.5)
-    assert machine.least_ms(0, 2e8, 1e8) == pytest.approx(1.25)
-    assert machine.least_ms(3e7, 2e8) == pytest.approx(3)
-    other = limits.Limits(copy_gb_per_s=20, gflop_per_s=50, bf16_gflop_per_s=500)
-    assert limits.best_of([machine, other]) == limits.Limits(20, 100, 500)
-
-
-def test_products_of_bfloat16_cost_bfloat16_operations() -> None:
-    assert cost.product_cost(8, 6, dtypes.float32) == cost.Cost(8, 6, 0)
-    for kind in ("attention", "attention_varlen", "matmul"):
-        for precision in ("fp32", "bf16"):
-            run = ours.kernel(kernel_job(kind, TINY[kind], "fwd+bwd", precision))
-            run()
-            with mg.profile() as p:
-                run()
-            of_bf16 = {row.name for row in p.rows.values() if row.bf16_operations}
-            products = {f"{kind}_fwd", f"{kind}_bwd"} if kind != "matmul" else {"matmul_packed"}
-            assert of_bf16 == (products if precision == "bf16" else set())
-            for name in of_bf16:
-                assert p.rows[name].bf16_operations == p.rows[name].operations
-
-
-# ---- the comparison ----
-
-
-@pytest.fixture(scope="module")
-def compare() -> ModuleType:
-    path = Path(__file__).parents[1] / "bench" / "compare.py"
-    spec = importlib.util.spec_from_file_location("compare", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_line_of_the_comparison_is_a_job(compare: ModuleType) -> None:
-    lines = compare.lines(("fp32", "bf16"))
-    assert len({line.name for line in lines}) == len(lines)
-    found = [bench.job_of(line.job, line.job.precision) for line in lines]
-    assert {job["kind"] for job in found} == {"step", "generate", *SHAPES}
-    for precision in ("fp32", "bf16"):
-        of = [job for job in found if job["precision"] == precision]
-        layers = [tuple(job["shape"]) for job in of if job.get("what") == "dx"]
-        assert sorted(layers) == sorted(LINEAR_LAYERS.values())
-        assert any(job.get("dropout") for job in of)
-    fastest = {line.name for line in lines if line.job.peer == "torch-fastest"}
-    assert {"step gpt2 fp32, captured", "step gpt2 bf16, captured"} <= fastest
-    assert not [line for line in compare.lines(("fp32",)) if line.job.precision != "fp32"]
-
-
-def test_the_comparison_sums_up_each_precision(compare: ModuleType) -> None:
-    rows = [
-        {"name": "a", "precision": "fp32", "ratio": 4.0},
-        {"name": "b", "precision": "fp32", "ratio": 1.0},
-        {"name": "c", "precision": "bf16", "ratio": 3.0},
-    ]
-    fp32, bf16 = compare.summary("products", rows)
-    assert fp32["name"] == "products fp32: geometric mean of 2"
-    assert fp32["ratio"] == pytest.approx(2)
-    assert (fp32["lowest"], fp32["lowest_ratio"]) == ("b", 1.0)
-    assert bf16["ratio"] == pytest.approx(3)
-
-
-def test_the_comparison_prints_and_writes(
-    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    flags = ["--only", "add 10 fwd fp32", "--seconds", "0.1", "--json", str(tmp_path / "all.json")]
-    monkeypatch.setattr(sys, "argv", ["compare.py", *flags])
-    compare.main()
-    written = json.loads((tmp_path / "all.json").read_text())
-    has_torch = importlib.util.find_spec("torch") is not None
-    assert [row["name"] for row in written] == [
-        "add 10 fwd fp32",
-        *(["optimizer and launching fp32: geometric mean of 1"] if has_torch else []),
-    ]
-    out = capsys.readouterr().out
-    assert "add 10 fwd fp32" in out
-    assert ("bf16 is left out" in out) == (dispatch.bf16_unit() is None)
