@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 
 from minigrad import recording
+from minigrad.arguments import integer, shown
 
 _lock = threading.Lock()  # one for all generators, so that they can be copied
 os.register_at_fork(  # a child must not find it held by a thread that it does not have
@@ -58,9 +59,9 @@ class Generator:
     """A seed and the number of the next stream."""
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed < 2**64:
+        self.seed = integer("Generator", "seed", seed)
+        if not 0 <= self.seed < 2**64:
             raise ValueError(f"Generator: expected a seed in [0, 2^64), got {seed}")
-        self.seed = seed
         self.stream = 0
 
     def next_cell(self) -> np.ndarray:
@@ -97,6 +98,18 @@ _default = Generator(0)
 def default_generator() -> Generator:
     """The generator that random functions use when given none."""
     return _default
+
+
+def next_cell(op: str, generator: Generator | None) -> np.ndarray:
+    """The next cell of `generator`, or of the default one for None."""
+    if generator is None:
+        generator = _default
+    elif not isinstance(generator, Generator):
+        raise TypeError(
+            f"{op}: generator must be a Generator, got {shown(generator)}; mg.Generator(seed) "
+            "makes one"
+        )
+    return generator.next_cell()
 
 
 def manual_seed(seed: int) -> Generator:

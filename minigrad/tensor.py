@@ -318,7 +318,7 @@ class Tensor:
 
     def copy_(self, source: TensorLike) -> Tensor:
         """Overwrites the values with those of `source` (broadcast, cast). Returns self."""
-        return self._write("copy_", ops.as_tensor(source), ops.copy_fitting)
+        return self._write("copy_", ops.as_tensor(source), partial(ops.copy_fitting, "copy_"))
 
     def __setitem__(self, index: Any, value: TensorLike) -> None:
         ops.set_item(self, index, value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import threading
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -485,6 +487,7 @@ def test_max_shares_ties_and_norm_at_zero() -> None:
     assert z.grad.tolist() == [0, 0, 0]
 
 
+ONES = mg.ones((2, 3))
 BAD_INPUT = [
     (
         lambda: mg.ones((2, 3)) @ mg.ones((2, 3)),
@@ -527,9 +530,9 @@ BAD_INPUT = [
     (lambda: mg.sort(mg.tensor(1.0)), IndexError, "sort: axis -1 is out of range for 0"),
     (lambda: mg.topk(mg.ones((2,)), 1, 1), IndexError, "topk: axis 1 is out of range for 1"),
     (lambda: mg.argsort(mg.ones((2,)), 3), IndexError, "argsort: axis 3 is out of range"),
-    (lambda: mg.zeros((1.5,)), TypeError, r"zeros: a shape is of integers, got \(1.5,\)"),
+    (lambda: mg.zeros((1.5,)), TypeError, r"zeros: a shape must be .* of integers, got \(1.5,\)"),
     (lambda: mg.zeros((-1,)), ValueError, "zeros: negative dimension"),
-    (lambda: mg.ones((2,)).reshape((1.5, 2)), TypeError, "float"),
+    (lambda: mg.ones((2,)).reshape((1.5, 2)), TypeError, r"^reshape: a shape .*got \(1.5, 2\)"),
     (lambda: mg.full((2,), 300, "uint8"), OverflowError, "full: the number 300 .* uint8"),
     (lambda: mg.full_like(mg.tensor([1]), float("nan")), OverflowError, "number nan .* int64"),
     (lambda: list(mg.tensor(5.0)), TypeError, "iteration over a 0-d tensor"),
@@ -550,7 +553,7 @@ BAD_INPUT = [
     (lambda: mg.zeros((2**35,)), MemoryError, r"dtype float32: minigrad holds \d+ bytes"),
     (lambda: mg.tensor([1.0], "complex64"), TypeError, "not supported"),
     (lambda: mg.tensor(np.ones(2, np.int16)), TypeError, "pass dtype="),
-    (lambda: mg.tensor([[1, 2], [3]]), ValueError, "inhomogeneous"),
+    (lambda: mg.tensor([[1, 2], [3]]), TypeError, r"tensor: \[\[1, 2\], \[3\]\] is not a regular"),
     (lambda: mg.tensor([1.0], device="cuda"), ValueError, "'cuda'"),
     (
         lambda: mg.ones((2,)) + 10**30 * mg.ones((1,), "int64"),
@@ -584,6 +587,98 @@ BAD_INPUT = [
     (lambda: bool(mg.ones((2,))), ValueError, "ambiguous"),
     (lambda: mg.ones((2,)).item(), ValueError, "one element"),
     (lambda: mg.optim.SGD([], 0.1), ValueError, "no parameters"),
+    (lambda: mg.arange(0, 5, 0), ValueError, "^arange: step must not be 0"),
+    (lambda: mg.arange("5"), TypeError, "^arange: stop must be a number, got '5'"),
+    (lambda: mg.arange(math.inf), ValueError, "^arange: stop must be finite, got inf"),
+    (lambda: mg.arange(2**70), OverflowError, "^arange: 0 to 1180591620717411303424 .* int64"),
+    (lambda: mg.arange(2**44), MemoryError, "^arange: "),
+    (lambda: mg.linspace(0, math.nan, 3), ValueError, "^linspace: stop must be finite, got nan"),
+    (lambda: mg.linspace(0, 1, -1), ValueError, "^linspace: num must be at least 0, got -1"),
+    (lambda: mg.eye(-1), ValueError, "^eye: n must be at least 0, got -1"),
+    (lambda: mg.eye(2, 1.5), TypeError, r"^eye: m must be an integer, got 1\.5"),
+    (lambda: mg.eye(2**40), MemoryError, "^eye: shape .* more than can exist"),
+    (lambda: mg.full((2,), "a"), TypeError, "^full: value must be a number, got 'a'"),
+    (lambda: mg.full((2,), [1, 2]), TypeError, r"^full: value must be a number, got \[1, 2\]"),
+    (lambda: mg.full((2,), 10**400), OverflowError, "^full: the number 1000.* float32"),
+    (lambda: mg.zeros(None), TypeError, "^zeros: a shape must be .*, got None"),
+    (lambda: mg.rand(-1), ValueError, "^rand: negative dimension"),
+    (lambda: mg.randn((2,), generator=0), TypeError, r"^randn: generator .*, got 0; mg\.Generator"),
+    (lambda: mg.randint(0, 1.5, (2,)), TypeError, r"^randint: high must be an integer, got 1\.5"),
+    (lambda: mg.randint(2**64, 2**64 + 1, 2), OverflowError, "^randint: .* into int64"),
+    (lambda: mg.randperm(-1), ValueError, "^randperm: n must be at least 0, got -1"),
+    (lambda: mg.Generator(1.5), TypeError, r"^Generator: seed must be an integer, got 1\.5"),
+    (lambda: mg.tensor("abc", "float32"), TypeError, "^tensor: 'abc' is not a regular array"),
+    (lambda: mg.tensor([1j], "float32"), TypeError, r"^tensor: \[1j\] is not a regular array"),
+    (lambda: mg.tensor([2**70]), TypeError, "at most 64 bits"),
+    (lambda: mg.permute(ONES, 1), ValueError, r"^permute: \(1,\) is no order of 2 axes"),
+    (lambda: mg.transpose(ONES, "ab"), TypeError, "^transpose: the axes' order .*, got 'ab'"),
+    (lambda: mg.expand(ONES, None), TypeError, "^expand: a shape must be .*, got None"),
+    (lambda: mg.broadcast_to(ONES, (2,)), ValueError, "^broadcast_to: shape .* does not broadcast"),
+    (lambda: mg.flip(ONES, (0, 0)), ValueError, "^flip: axis .* names a dimension twice"),
+    (lambda: mg.concat(5), TypeError, "^concat: expected a sequence of tensors, got 5"),
+    (lambda: mg.stack(mg.tensor(1.0)), TypeError, "^stack: expected a sequence of tensors"),
+    (lambda: mg.split(ONES, 1.5), TypeError, r"^split: sections must be .*, got 1\.5"),
+    (lambda: mg.split(ONES, [0.5], 1), TypeError, "^split: sections must be .* integers"),
+    (lambda: mg.pad(ONES, 0.5), TypeError, r"^pad: widths must be integers, .* got 0\.5"),
+    (lambda: mg.pad(ONES, [1, 2, 3]), TypeError, r"^pad: widths .* got \[1, 2, 3\]"),
+    (lambda: mg.pad(ONES, 2**61), MemoryError, "^pad: shape .* more than can exist"),
+    (lambda: mg.pad(mg.tensor([1]), 1, math.nan), OverflowError, "^pad: the number nan"),
+    (lambda: mg.roll(ONES, 0.5, 0), TypeError, r"^roll: shift must be an integer, got 0\.5"),
+    (lambda: mg.repeat(ONES, 1.5, 0), TypeError, r"^repeat: repeats must be an integer, got 1\.5"),
+    (lambda: mg.repeat(ONES, 2**70, 0), MemoryError, "^repeat: shape .* more than can exist"),
+    (lambda: mg.tril(ONES, None), TypeError, "^tril: k must be an integer, got None"),
+    (lambda: mg.topk(ONES, 1.0), TypeError, r"^topk: k must be an integer, got 1\.0"),
+    (lambda: mg.cumsum(ONES), TypeError, r"^cumsum: .* axis=-1\); .* mg\.cumsum\(mg\.reshape\("),
+    (lambda: mg.std(ONES, correction="1"), TypeError, "^std: correction must be a number, got '1'"),
+    (lambda: mg.sum(ONES, True), TypeError, "^sum: axis must be an integer, .*, got True"),
+    (lambda: ONES["a"], IndexError, "^index: only integers, slices"),
+    (lambda: ONES[0.5:], TypeError, r"^index: a bound of a slice must be an integer, got 0\.5"),
+    (lambda: ONES[[[0, 1], [0]]], IndexError, "^index: .* is not a regular array of integers"),
+    (lambda: mg.set_item([1], 0, 2), TypeError, r"^set_item: expected a tensor .*, got \[1\]"),
+    (lambda: mg.ones(2).copy_(mg.ones(3)), ValueError, r"^copy_: a value of shape \(3,\)"),
+    (lambda: mg.dropout(ONES, "a"), TypeError, "^dropout: p must be a number, got 'a'"),
+    (
+        lambda: mg.layer_norm(ONES, eps=-1),
+        ValueError,
+        "^layer_norm: eps must be at least 0, got -1",
+    ),
+    (lambda: mg.rms_norm(ONES, eps=None), TypeError, "^rms_norm: eps must be a number, got None"),
+    (lambda: mg.linear(ONES, 2.0), ValueError, r"^linear: x of shape .* of \(\)"),
+    (lambda: mg.einsum(None, ONES), TypeError, "^einsum: expected an equation .*, got None"),
+    (
+        lambda: mg.cross_entropy(ONES, [0, 1], ignore_index=0.5),
+        TypeError,
+        r"^cross_entropy: ignore_index must be an integer, got 0\.5",
+    ),
+    (
+        lambda: mg.cross_entropy(ONES, [0, 1], ignore_index=2**63),
+        OverflowError,
+        "^cross_entropy: ignore_index .* int64",
+    ),
+    (
+        lambda: mg.attention(*[mg.ones((1, 2, 3, 4))] * 3, window=1.5),
+        TypeError,
+        r"^attention: window must be an integer, got 1\.5",
+    ),
+    (
+        lambda: mg.attention(*[mg.ones((1, 2, 3, 4))] * 3, scale="a"),
+        TypeError,
+        "^attention: scale must be a number, got 'a'",
+    ),
+    (lambda: mg.rotary_embedding(mg.ones((2, 4)), 0.5), TypeError, "^rotary_embedding: offset"),
+    (lambda: mg.rotary_embedding(mg.ones((2, 4)), base=0), ValueError, "^rotary_embedding: base"),
+    *[
+        (partial(getattr(mg, op), *arguments, axis=axis), TypeError, f"^{op}: axis must be an int")
+        for axis in ("0", 0.0, [[0]])
+        for op, *arguments in (
+            *[(op, ONES) for op in ("all", "any", "max", "mean", "min", "norm", "prod", "std")],
+            *[(op, ONES) for op in ("argmax", "argmin", "argsort", "cumsum", "sort", "sum", "var")],
+            *[(op, ONES) for op in ("expand_dims", "flip", "log_softmax", "logsumexp", "softmax")],
+            *[("squeeze", ONES), ("split", ONES, 2), ("repeat", ONES, 2), ("roll", ONES, 1)],
+            *[("concat", [ONES]), ("stack", [ONES]), ("topk", ONES, 1)],
+            *[("take_along_axis", ONES, [[0]]), ("scatter_add", ONES, [[0]], ONES)],
+        )
+    ],
 ]
 
 
@@ -599,6 +694,11 @@ def test_what_is_like_a_tensor_may_be_one() -> None:
     q = np.random.default_rng(0).standard_normal((1, 2, 3, 4)).astype(np.float32)
     expected = mg.attention(*[mg.tensor(q)] * 3).tolist()
     assert mg.attention(q, q, q).tolist() == expected
+    assert mg.linear([[1.0, 2.0]], [[3.0, 4.0]], [5.0]).tolist() == [[16]]
+    assert mg.embedding([[1.0], [2.0]], [1, 0]).tolist() == [[2], [1]]
+    assert mg.zeros_like([1, 2]).tolist() == mg.full_like([1, 2], 0).tolist() == [0, 0]
+    assert mg.tensor([1.0, 2.0])[[]].shape == (0,)
+    assert mg.pad(3, 1).item() == 3
     assert [float(x) for x in mg.tensor([1.0, 2.0])] == [1, 2]
     assert mg.full((1,), 2**60 + 1, "int64").item() == 2**60 + 1
 

@@ -3,6 +3,7 @@
 # ruff: noqa: F403, I001  (the public names of every op file; the order is that of dependence)
 import sys
 
+from minigrad.arguments import Axis as Axis
 from minigrad.ops.creation import *
 from minigrad.ops.creation import copied as copied
 from minigrad.ops.creation import copy as copy
@@ -14,7 +15,6 @@ from minigrad.ops.unary import *
 from minigrad.ops.binary import *
 from minigrad.ops.movement import *
 from minigrad.ops.reduce import *
-from minigrad.ops.reduce import Axis as Axis
 from minigrad.ops.indexing import *
 from minigrad.ops.softmax import *
 from minigrad.ops.sort import *

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.arguments import integer, number, probability
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes, product_cost
 from minigrad.dispatch import empty, launch
@@ -44,7 +45,7 @@ from minigrad.ops.select import eq as eq_
 from minigrad.ops.select import logical_and, logical_not, where
 from minigrad.ops.select import ne as ne_
 from minigrad.ops.unary import exp, isfinite
-from minigrad.random import Generator, default_generator
+from minigrad.random import Generator, next_cell
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["attention", "attention_packed"]
@@ -341,15 +342,16 @@ def attention_options(
     """The kernel's trailing arguments, in its order; `lengths` is Tq + Tk."""
     if head_dim == 0:
         raise ValueError(f"{op}: head_dim (the last axis of q, k and v) must be at least 1, got 0")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{op}: dropout must be in [0, 1), got {dropout}")
-    if window is not None and window < 1:
-        raise ValueError(f"{op}: window must be at least 1, got {window}")
-    rng = (generator or default_generator()).next_cell() if dropout > 0 else None
+    dropout = probability(op, "dropout", dropout)
+    if window is not None:
+        window = integer(op, "window", window, 1)
+    if scale is not None:
+        scale = number(op, "scale", scale)
+    rng = next_cell(op, generator) if dropout > 0 else None
     return {
         "scale": 1 / math.sqrt(head_dim) if scale is None else float(scale),
         "causal": bool(causal),
-        "window": -1 if window is None else min(int(window), lengths),  # more is the same
+        "window": -1 if window is None else min(window, lengths),  # more is the same
         "dropout_p": float(dropout),
         "rng": rng,
     }
@@ -444,7 +446,7 @@ def attention_packed(
     `attention`; the gradient is written in the packed layout, too.
     """
     op = "attention_packed"
-    qkv = as_tensor(qkv)
+    qkv, n_heads = as_tensor(qkv), integer(op, "n_heads", n_heads)
     if qkv.ndim != 4 or n_heads < 1 or qkv.shape[2] <= n_heads or (qkv.shape[2] - n_heads) % 2:
         raise ValueError(
             f"{op}: expected qkv (B, T, Hq + 2·Hkv, D) with Hq={n_heads}; got {qkv.shape}"

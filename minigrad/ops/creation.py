@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from minigrad import dtypes, recording
+from minigrad.arguments import Shape, integer, new_shape, number, shown
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import check_device, empty, launch, launch_numpy
-from minigrad.random import Generator, default_generator
+from minigrad.random import Generator, next_cell
 from minigrad.storage import Storage
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, TensorLike
 
 __all__ = [
     "arange",
@@ -39,9 +41,6 @@ __all__ = [
     "zeros",
     "zeros_like",
 ]
-
-Shape = int | Sequence[int]
-
 
 # ---- reference ----
 
@@ -69,7 +68,7 @@ def copy_into(out: np.ndarray, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def copy_fitting(out: np.ndarray, x: np.ndarray) -> None:
+def copy_fitting(op: str, out: np.ndarray, x: np.ndarray) -> None:
     """`copy_into` where x broadcasts to out's shape (axes of length 1 in front aside), or an
     error."""
     extra = max(0, x.ndim - out.ndim)
@@ -77,7 +76,7 @@ def copy_fitting(out: np.ndarray, x: np.ndarray) -> None:
         n in (1, m) for n, m in zip(reversed(x.shape[extra:]), reversed(out.shape), strict=False)
     )
     if not fits:
-        raise ValueError(f"a value of shape {x.shape} does not fit {out.shape}")
+        raise ValueError(f"{op}: a value of shape {x.shape} does not fit {out.shape}")
     copy_into(out, x.reshape(x.shape[extra:]))
 
 
@@ -138,19 +137,6 @@ class Copy(Function):
 # ---- public ----
 
 
-def check_shape(op: str, shape: Shape) -> tuple[int, ...]:
-    dims = tuple(shape) if isinstance(shape, Iterable) else (shape,)
-    try:
-        out = tuple(map(operator.index, dims))
-    except TypeError:
-        raise TypeError(f"{op}: a shape is of integers, got {shape}") from None
-    if any(d < 0 for d in out):
-        raise ValueError(f"{op}: negative dimension in shape {out}")
-    if math.prod(out) >= 2**60:
-        raise MemoryError(f"{op}: shape {out} has {math.prod(out)} elements, more than can exist")
-    return out
-
-
 def tensor(
     data: Any,
     dtype: Any = None,
@@ -183,11 +169,16 @@ def constant(data: Any, dtype: Any = None) -> Tensor:
     elif hasattr(data, "__dlpack__"):
         array = np.from_dlpack(data)
     else:
-        array = np.asarray(data)
+        try:
+            array = np.asarray(data)
+        except (TypeError, ValueError):  # nested lists of different lengths, or of tensors
+            array = np.empty((), object)
         if array.dtype == np.float64 and dtype is None:
             array = array.astype(np.float32)
-    if array.dtype == object:
-        raise TypeError(f"tensor: {type(data).__name__} is not a regular array of numbers")
+    if array.dtype.kind in "OSUMmc" or array.dtype.names:
+        raise TypeError(
+            f"tensor: {shown(data)} is not a regular array of numbers (real, of at most 64 bits)"
+        )
     if dtype is None and array.dtype not in dtypes.ALL:
         raise TypeError(
             f"tensor: dtype {array.dtype} is not supported; pass dtype=, one of "
@@ -219,20 +210,28 @@ def _full(
     requires_grad: bool = False,
     device: str | None = None,
 ) -> Tensor:
-    wanted = dtypes.as_dtype(dtype or dtypes.float32)
-    if wanted in dtypes.INTEGRAL:
-        limits = np.iinfo(wanted)
-        if not limits.min <= value <= limits.max:
-            raise OverflowError(f"{op}: the number {value} does not fit into {wanted.name}")
-    out = empty(check_shape(op, shape), wanted)
-    if (
-        isinstance(value, (int, np.integer)) and abs(int(value)) > 2**53
-    ):  # more than the kernel's double has
+    wanted = dtypes.float32 if dtype is None else dtypes.as_dtype(dtype)
+    value = fill_value(op, value, wanted)
+    out = empty(new_shape(op, shape), wanted)
+    if isinstance(value, int) and abs(value) > 2**53:  # more than the kernel's double has
         launch("copy", np.broadcast_to(np.array(value, wanted), out.shape), out)
     else:
         launch("fill", out, float(value))
     tensor = Tensor._wrap(out) if device is None else Tensor._placed(out, device)
     return tensor.requires_grad_() if requires_grad else tensor
+
+
+def fill_value(op: str, value: float, dtype: np.dtype) -> float:
+    """`value` as a number that an array of `dtype` can hold."""
+    value = number(op, "value", value)
+    if dtype in dtypes.INTEGRAL:
+        limits = np.iinfo(dtype)
+        fits = limits.min <= value <= limits.max
+    else:
+        fits = not isinstance(value, int) or abs(value) <= sys.float_info.max
+    if not fits:
+        raise OverflowError(f"{op}: the number {shown(value)} does not fit into {dtype.name}")
+    return value
 
 
 def zeros(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor:
@@ -245,55 +244,90 @@ def ones(shape: Shape, dtype: Any = None, requires_grad: bool = False) -> Tensor
     return _full("ones", shape, 1, dtype, requires_grad)
 
 
-def full_like(x: Tensor, value: float, dtype: Any = None) -> Tensor:
+def full_like(x: TensorLike, value: float, dtype: Any = None) -> Tensor:
     """A tensor of x's shape (and dtype, unless given), on its device, filled with `value`."""
-    return _full("full_like", x.shape, value, dtype or x.dtype, device=x.device)
+    x = as_tensor(x)
+    return _full("full_like", x.shape, value, x.dtype if dtype is None else dtype, device=x.device)
 
 
-def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+def zeros_like(x: TensorLike, dtype: Any = None) -> Tensor:
     """A tensor of x's shape (and dtype, unless given), on its device, filled with 0."""
-    return _full("zeros_like", x.shape, 0, dtype or x.dtype, device=x.device)
+    x = as_tensor(x)
+    return _full("zeros_like", x.shape, 0, x.dtype if dtype is None else dtype, device=x.device)
 
 
-def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+def ones_like(x: TensorLike, dtype: Any = None) -> Tensor:
     """A tensor of x's shape (and dtype, unless given), on its device, filled with 1."""
-    return _full("ones_like", x.shape, 1, dtype or x.dtype, device=x.device)
+    x = as_tensor(x)
+    return _full("ones_like", x.shape, 1, x.dtype if dtype is None else dtype, device=x.device)
 
 
-def empty_like(x: Tensor) -> Tensor:
+def empty_like(x: TensorLike) -> Tensor:
     """Uninitialised memory of x's shape and dtype, on its device."""
+    x = as_tensor(x)
     return Tensor._placed(empty(x.shape, x.dtype), x.device)
 
 
 def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
     """start, start + step, … below stop; int64 for integers, float32 otherwise."""
+    op = "arange"
     lo, hi = (0, start) if stop is None else (start, stop)
-    values = np.arange(lo, hi, step)
-    if dtype is None:
-        dtype = dtypes.int64 if values.dtype.kind == "i" else dtypes.float32
-    return constant(values, dtype)
+    lo, hi, step = number(op, "start", lo), number(op, "stop", hi), number(op, "step", step)
+    if step == 0:
+        raise ValueError(f"{op}: step must not be 0")
+    _check_finite(op, start=lo, stop=hi, step=step)
+    whole = isinstance(lo, int) and isinstance(hi, int) and isinstance(step, int)
+    if whole and max(abs(lo), abs(hi), abs(step)) >= 2**63:
+        raise OverflowError(f"{op}: {lo} to {hi} by {step} does not fit into int64")
+    new_shape(op, (max(0, math.ceil((hi - lo) / step)),))
+    values = _by_numpy(op, partial(np.arange, lo, hi, step))
+    return constant(values, (dtypes.int64 if whole else dtypes.float32) if dtype is None else dtype)
+
+
+def _check_finite(op: str, **numbers: float) -> None:
+    for name, value in numbers.items():
+        if not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{op}: {name} must be finite, got {shown(value)}")
+
+
+def _by_numpy(op: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What NumPy makes in memory of its own, of which there may not be enough."""
+    try:
+        return make()
+    except MemoryError as error:
+        raise MemoryError(f"{op}: {error}") from None
 
 
 def linspace(start: float, stop: float, num: int, dtype: Any = None) -> Tensor:
     """`num` evenly spaced values from start to stop, both included."""
-    return constant(np.linspace(start, stop, num), dtype or dtypes.float32)
+    op = "linspace"
+    lo, hi, n = number(op, "start", start), number(op, "stop", stop), integer(op, "num", num, 0)
+    _check_finite(op, start=lo, stop=hi)
+    new_shape(op, (n,))
+    values = _by_numpy(op, partial(np.linspace, float(lo), float(hi), n))
+    return constant(values, dtypes.float32 if dtype is None else dtype)
 
 
 def eye(n: int, m: int | None = None, dtype: Any = None) -> Tensor:
     """Ones on the diagonal of an (n, m) matrix of zeros."""
-    return constant(np.eye(n, m), dtype or dtypes.float32)
+    shape = integer("eye", "n", n, 0), integer("eye", "m", n if m is None else m, 0)
+    new_shape("eye", shape)
+    wanted = dtypes.float32 if dtype is None else dtype
+    return constant(_by_numpy("eye", partial(np.eye, *shape)), wanted)
 
 
-def cast(x: Tensor, dtype: Any) -> Tensor:
+def cast(x: TensorLike, dtype: Any) -> Tensor:
     """x converted to `dtype`; x itself where it already has it."""
+    x = as_tensor(x)
     if x._array.dtype is dtype:
         return x
     wanted = dtypes.as_dtype(dtype)
     return x if x.dtype == wanted else Cast.apply(x, dtype=wanted)
 
 
-def to(x: Tensor, target: Any) -> Tensor:
+def to(x: TensorLike, target: Any) -> Tensor:
     """x on the device or in the dtype that `target` names; x itself where it is that already."""
+    x = as_tensor(x)
     if not names_device(target):
         return cast(x, target)
     if check_device("to", target) == x.device:
@@ -308,8 +342,9 @@ def names_device(target: Any) -> bool:
     return isinstance(target, str) and target.split(":")[0] in ("cpu", "cuda", "emulated")
 
 
-def contiguous(x: Tensor) -> Tensor:
+def contiguous(x: TensorLike) -> Tensor:
     """x in C order: itself where it already is, else a copy."""
+    x = as_tensor(x)
     return x if x._array.flags.c_contiguous else copy(x)
 
 
@@ -323,28 +358,31 @@ def copy(x: Tensor) -> Tensor:
 
 def rand(shape: Shape, dtype: Any = None, generator: Generator | None = None) -> Tensor:
     """Uniform on [0, 1)."""
-    return _random("random_uniform", shape, dtype, generator)
+    return _random("rand", "random_uniform", shape, dtype, generator)
 
 
 def randn(shape: Shape, dtype: Any = None, generator: Generator | None = None) -> Tensor:
     """Standard normal."""
-    return _random("random_normal", shape, dtype, generator)
+    return _random("randn", "random_normal", shape, dtype, generator)
 
 
-def _random(kernel: str, shape: Shape, dtype: Any, generator: Generator | None) -> Tensor:
-    wanted = dtypes.as_dtype(dtype or dtypes.float32)
+def _random(op: str, kernel: str, shape: Shape, dtype: Any, generator: Generator | None) -> Tensor:
+    wanted = dtypes.float32 if dtype is None else dtypes.as_dtype(dtype)
     drawn = dtypes.float64 if wanted == dtypes.float64 else dtypes.float32
-    out = empty(check_shape(kernel, shape), drawn)
-    launch(kernel, out, (generator or default_generator()).next_cell())
+    out = empty(new_shape(op, shape), drawn)
+    launch(kernel, out, next_cell(op, generator))
     return cast(Tensor._wrap(out), wanted)
 
 
 def randint(low: int, high: int, shape: Shape, generator: Generator | None = None) -> Tensor:
     """Uniform integers (int64) in [low, high); high - low at most 2^32."""
+    low, high = integer("randint", "low", low), integer("randint", "high", high)
     if not 0 < high - low <= 2**32:
         raise ValueError(f"randint: expected 0 < high - low <= 2^32, got low={low}, high={high}")
-    bits = empty(check_shape("randint", shape), dtypes.int64)
-    launch("random_bits", bits, (generator or default_generator()).next_cell())
+    if not -(2**63) <= low < high <= 2**63:
+        raise OverflowError(f"randint: {low} to {high} does not fit into int64")
+    bits = empty(new_shape("randint", shape), dtypes.int64)
+    launch("random_bits", bits, next_cell("randint", generator))
     out = empty(bits.shape, dtypes.int64)
     launch_numpy("randint", _scale_bits, bits, low, high, out)
     return Tensor._wrap(out)
@@ -358,9 +396,9 @@ def _scale_bits(bits: np.ndarray, low: int, high: int, out: np.ndarray) -> None:
 
 def randperm(n: int, generator: Generator | None = None) -> Tensor:
     """A random permutation of 0 … n-1 (int64)."""
-    bits = empty((n,), dtypes.int64)
-    launch("random_bits", bits, (generator or default_generator()).next_cell())
-    out = empty((n,), dtypes.int64)
+    bits = empty(new_shape("randperm", (integer("randperm", "n", n, 0),)), dtypes.int64)
+    launch("random_bits", bits, next_cell("randperm", generator))
+    out = empty(bits.shape, dtypes.int64)
     launch_numpy("randperm", _order_of, bits, out)
     return Tensor._wrap(out)
 

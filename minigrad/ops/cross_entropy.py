@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.arguments import integer, probability
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
@@ -141,8 +142,9 @@ def checked_targets(
         raise ValueError(
             f"{op}: targets {wanted.shape} do not fit logits {shape}; expected {shape[:-1]}"
         )
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
+    probability(op, "label_smoothing", label_smoothing)
+    if not -(2**63) <= integer(op, "ignore_index", ignore_index) < 2**63:
+        raise OverflowError(f"{op}: ignore_index {ignore_index} does not fit into int64")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{op}: unknown reduction {reduction!r}")
     check_range(op, "target", wanted._array, shape[-1], ignore_index)

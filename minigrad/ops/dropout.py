@@ -7,11 +7,12 @@ import math
 
 import numpy as np
 
+from minigrad.arguments import probability
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import as_tensor, copied
-from minigrad.random import Generator, default_generator, philox_words
+from minigrad.random import Generator, next_cell, philox_words
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["dropout"]
@@ -101,10 +102,9 @@ def dropout(
     Always active: layers decide by their mode. Draws one stream of `generator` (the default one for
     None), or takes the cell `rng`, [seed, stream] as uint64.
     """
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: p must be in [0, 1), got {p}")
+    p = probability("dropout", "p", p)
     x = as_tensor(x)
     if p == 0:
         return x
-    cell = (generator or default_generator()).next_cell() if rng is None else rng
+    cell = next_cell("dropout", generator) if rng is None else rng
     return Dropout.apply(x, p=float(p), rng=cell)

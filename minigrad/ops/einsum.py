@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from minigrad.arguments import shown
 from minigrad.ops.creation import as_tensor
 from minigrad.ops.matmul import matmul, same_dtype
 from minigrad.ops.movement import permute, reshape
@@ -106,6 +107,8 @@ def einsum(equation: str, *operands: TensorLike) -> Tensor:
     >>> einsum("ij,j", [[1.0, 2.0], [3.0, 4.0]], [1.0, 10.0]).numpy()
     array([21., 43.], dtype=float32)
     """
+    if not isinstance(equation, str):
+        raise TypeError(f"einsum: expected an equation such as 'ij,jk->ik', got {shown(equation)}")
     tensors = [as_tensor(t) for t in operands]
     same_dtype("einsum", *tensors)
     inputs, output = _parse(equation, tensors)

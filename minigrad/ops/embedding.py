@@ -77,12 +77,12 @@ class EmbeddingGradient(Function):
         return Embedding.apply(g, indices), None
 
 
-def embedding(weight: Tensor, indices: TensorLike) -> Tensor:
+def embedding(weight: TensorLike, indices: TensorLike) -> Tensor:
     """weight[indices]: weight (V, C), integer indices of any shape → (…, C).
 
     Raises IndexError, before anything runs, for an index outside [0, V).
     """
-    wanted = as_tensor(indices)
+    weight, wanted = as_tensor(weight), as_tensor(indices)
     if wanted.dtype not in (dtypes.int64, dtypes.int32):
         raise TypeError(f"embedding: indices must be int64 or int32, got {wanted.dtype.name}")
     if weight.ndim != 2:

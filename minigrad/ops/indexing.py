@@ -9,7 +9,6 @@ in order.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes, recording
+from minigrad.arguments import integer, normalize_axis, shown
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
@@ -60,10 +60,21 @@ def _plain(index: Any) -> tuple[Any, ...]:
             out.append(part._array)
         elif isinstance(part, slice):  # its bounds may be tensors, which may change
             bounds = (part.start, part.stop, part.step)
-            out.append(slice(*[None if b is None else operator.index(b) for b in bounds]))
+            out.append(slice(*map(_bound, bounds)))
         else:
-            out.append(np.asarray(part) if isinstance(part, list) else part)
+            out.append(_array_of(part) if isinstance(part, list) else part)
     return tuple(out)
+
+
+def _bound(given: Any) -> int | None:
+    return None if given is None else integer("index", "a bound of a slice", given)
+
+
+def _array_of(part: list[Any]) -> np.ndarray:
+    try:
+        return np.asarray(part) if part else np.empty(0, np.int64)
+    except ValueError:
+        raise IndexError(f"index: {shown(part)} is not a regular array of integers") from None
 
 
 def _look_up(array: np.ndarray, index: tuple[Any, ...]) -> np.ndarray:
@@ -159,9 +170,9 @@ def _positions(shape: tuple[int, ...], pick: Callable[[np.ndarray], np.ndarray])
     return found[0]
 
 
-def get_item(x: Tensor, index: Any) -> Tensor:
+def get_item(x: TensorLike, index: Any) -> Tensor:
     """x[index] for every kind of NumPy index; a view for slices and integers."""
-    plain = _plain(index)
+    x, plain = as_tensor(x), _plain(index)
     if _is_basic(plain):
         return GetView.apply(x, index=plain)
     return Gather.apply(x, positions=_positions(x.shape, lambda every: _look_up(every, plain)))
@@ -169,13 +180,17 @@ def get_item(x: Tensor, index: Any) -> Tensor:
 
 def set_item(x: Tensor, index: Any, value: TensorLike) -> None:
     """x[index] = value in place; raises for tensors that require a gradient outside no_grad."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"set_item: expected a tensor to write into, got {shown(x)}")
     plain = _plain(index)
     kind = _put_view if _is_basic(plain) else _put_elements
     x._write("x[...] =", as_tensor(value), partial(kind, plain))
 
 
 def _put_view(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
-    copy_fitting(_look_up(array, (*index, Ellipsis) if Ellipsis not in index else index), value)
+    copy_fitting(
+        "x[...] =", _look_up(array, (*index, Ellipsis) if Ellipsis not in index else index), value
+    )
 
 
 def _put_elements(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
@@ -191,9 +206,7 @@ def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tupl
         raise TypeError(f"{op}: indices must be integers, got {wanted.dtype.name}")
     if wanted.ndim != x.ndim:
         raise ValueError(f"{op}: indices of shape {wanted.shape} need the rank of {x.shape}")
-    if not -x.ndim <= axis < x.ndim:
-        raise IndexError(f"{op}: axis {axis} is out of range for {x.ndim} dimensions")
-    axis %= x.ndim
+    axis = normalize_axis(op, axis, x.ndim)
     array = wanted._array.astype(np.int64)
     n = x.shape[axis]
     if array.size and not (-n <= array.min() and array.max() < n):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.arguments import number
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import active_device, empty, launch
@@ -325,7 +326,12 @@ def _mixed(narrow: np.dtype, whole: np.dtype) -> bool:
 
 
 def _prepare(
-    op: str, x: TensorLike, residual: Tensor | None, dtype: Any, **vectors: Tensor | None
+    op: str,
+    x: TensorLike,
+    residual: TensorLike,
+    dtype: Any,
+    eps: float,
+    **vectors: TensorLike,
 ) -> Any:
     """The shape of the result, its dtype, the one that the kernel gives it in; x and residual as
     rows, and the vectors."""
@@ -334,7 +340,10 @@ def _prepare(
         raise TypeError(f"{op}: expected a floating dtype, got {x.dtype.name}")
     if x.ndim == 0:
         raise ValueError(f"{op}: expected at least one dimension")
+    if not number(op, "eps", eps) >= 0:
+        raise ValueError(f"{op}: eps must be at least 0, got {eps}")
     if residual is not None:
+        residual = as_tensor(residual)
         if residual.shape != x.shape or not dtypes.is_floating(residual.dtype):
             raise ValueError(
                 f"{op}: residual of shape {residual.shape} and dtype {residual.dtype.name} does "
@@ -353,13 +362,13 @@ def _prepare(
             f"{op}: dtype {wanted.name} for a norm of {whole.name}; expected {whole.name}, or "
             "bfloat16 for one of float32: convert the result with .to(dtype)"
         )
-    for name, vector in vectors.items():
+    ready = [None if v is None else contiguous(v) for v in vectors.values()]
+    for name, vector in zip(vectors, ready, strict=True):
         if vector is not None and (vector.shape != x.shape[-1:] or vector.dtype != whole):
             raise ValueError(
                 f"{op}: {name} has shape {vector.shape} and dtype {vector.dtype.name}; expected "
                 f"{x.shape[-1:]} and {whole.name}"
             )
-    ready = [None if v is None else contiguous(v) for v in vectors.values()]
     made = wanted if _mixed(wanted, whole) else whole
     rows = as_rows(x), None if residual is None else as_rows(residual)
     return x.shape, wanted, made, *rows, *ready
@@ -373,10 +382,10 @@ def _restore(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 def layer_norm(
     x: TensorLike,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
+    weight: TensorLike = None,
+    bias: TensorLike = None,
     eps: float = 1e-5,
-    residual: Tensor | None = None,
+    residual: TensorLike = None,
     dtype: Any = None,
 ) -> Any:
     """(x - mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016).
@@ -386,17 +395,17 @@ def layer_norm(
     passes. `dtype` is that of normed: bfloat16 where a norm of float32 feeds products of bfloat16.
     """
     shape, wanted, made, flat, flat_residual, weight, bias = _prepare(
-        "layer_norm", x, residual, dtype, weight=weight, bias=bias
+        "layer_norm", x, residual, dtype, eps, weight=weight, bias=bias
     )
-    out = LayerNorm.apply(flat, flat_residual, weight, bias, eps=eps, dtype=made)
+    out = LayerNorm.apply(flat, flat_residual, weight, bias, eps=float(eps), dtype=made)
     return _restore(out, shape, wanted)
 
 
 def rms_norm(
     x: TensorLike,
-    weight: Tensor | None = None,
+    weight: TensorLike = None,
     eps: float = 1e-6,
-    residual: Tensor | None = None,
+    residual: TensorLike = None,
     dtype: Any = None,
 ) -> Any:
     """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang and Sennrich 2019).
@@ -405,7 +414,7 @@ def rms_norm(
     `dtype` as in `layer_norm`.
     """
     shape, wanted, made, flat, flat_residual, weight = _prepare(
-        "rms_norm", x, residual, dtype, weight=weight
+        "rms_norm", x, residual, dtype, eps, weight=weight
     )
-    out = RMSNorm.apply(flat, flat_residual, weight, eps=eps, dtype=made)
+    out = RMSNorm.apply(flat, flat_residual, weight, eps=float(eps), dtype=made)
     return _restore(out, shape, wanted)

@@ -194,9 +194,9 @@ def _shares(losses: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 def linear_cross_entropy(
     x: TensorLike,
-    weight: Tensor,
+    weight: TensorLike,
     targets: TensorLike,
-    bias: Tensor | None = None,
+    bias: TensorLike = None,
     *,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
@@ -219,7 +219,8 @@ def linear_cross_entropy(
     1.3862943649291992
     """
     op = "linear_cross_entropy"
-    x = as_tensor(x)
+    x, weight = as_tensor(x), as_tensor(weight)
+    bias = None if bias is None else as_tensor(bias)
     in_bf16 = check_linear(op, x, weight, bias)
     if in_bf16:
         x = cast(x, dtypes.bfloat16)

@@ -260,8 +260,8 @@ def _check_bf16(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None
 
 def linear(
     x: TensorLike,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    weight: TensorLike,
+    bias: TensorLike = None,
     activation: str | None = None,
 ) -> Tensor:
     """activation(x weightᵀ + bias): x (…, in), weight (out, in), bias (out,) → (…, out).
@@ -270,7 +270,8 @@ def linear(
     Raises on mixed dtypes, except under `mg.precision("bf16")`, where x and weight are rounded to
     bfloat16, in which the result comes; gradients have the dtypes of x, weight and bias.
     """
-    x = as_tensor(x)
+    x, weight = as_tensor(x), as_tensor(weight)
+    bias = None if bias is None else as_tensor(bias)
     in_bf16 = check_linear("linear", x, weight, bias)
     check_activation("linear", activation)
     rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))

@@ -6,22 +6,31 @@ Views are NumPy's (no kernel runs); what must copy goes through the kernels `cop
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.arguments import (
+    Axis,
+    Shape,
+    checked_shape,
+    integer,
+    new_shape,
+    normalize_axes,
+    normalize_axis,
+    shown,
+)
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import (
-    Shape,
     as_tensor,
     cast,
     contiguous,
     copied,
+    fill_value,
     has_unit_columns,
     zeros,
 )
@@ -48,19 +57,6 @@ __all__ = [
     "tril",
     "triu",
 ]
-
-Axis = int | Sequence[int] | None
-
-
-def _shape(shape: Any) -> tuple[int, ...]:
-    listed = shape if shape.__class__ is tuple or isinstance(shape, Iterable) else (shape,)
-    return tuple(map(operator.index, listed))
-
-
-def _axis(op: str, axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise IndexError(f"{op}: axis {axis} is out of range for {ndim} dimensions")
-    return axis % ndim
 
 
 class Reshape(Function):
@@ -195,9 +191,9 @@ class Pad(Function):
 def reshape(x: TensorLike, shape: Shape) -> Tensor:
     """x in another shape with as many elements; one dimension may be -1. A view where possible."""
     x = as_tensor(x)
-    if x.shape == shape:
+    if shape.__class__ is tuple and x.shape == shape:
         return x
-    wanted = _shape(shape)
+    wanted = checked_shape("reshape", shape)
     if x.shape == wanted:
         return x
     if wanted.count(-1) == 1:
@@ -246,32 +242,40 @@ def as_rows(x: Tensor) -> Tensor:
 
 def permute(x: TensorLike, axes: Sequence[int]) -> Tensor:
     """x with its axes in the given order; a view."""
-    x = as_tensor(x)
-    order = tuple(_axis("permute", int(a), x.ndim) for a in axes)
+    return _permute("permute", as_tensor(x), axes)
+
+
+def _permute(op: str, x: Tensor, axes: Sequence[int]) -> Tensor:
+    given = checked_shape(op, axes, "the axes' order")
+    order = tuple([normalize_axis(op, a, x.ndim) for a in given])
     if sorted(order) != list(range(x.ndim)):
-        raise ValueError(f"permute: {tuple(axes)} is no order of {x.ndim} axes")
+        raise ValueError(f"{op}: {given} is no order of {x.ndim} axes")
     return Permute.apply(x, axes=order)
 
 
 def transpose(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """As NumPy's: axes reversed, or in the order given; a view."""
     x = as_tensor(x)
-    return permute(x, tuple(reversed(range(x.ndim))) if axes is None else axes)
+    order = range(x.ndim)[::-1] if axes is None else axes
+    return _permute("transpose", x, order)
 
 
 def swapaxes(x: TensorLike, axis1: int, axis2: int) -> Tensor:
     """x with two axes exchanged; a view."""
     x = as_tensor(x)
     order = list(range(x.ndim))
-    a, b = _axis("swapaxes", axis1, x.ndim), _axis("swapaxes", axis2, x.ndim)
+    a, b = normalize_axis("swapaxes", axis1, x.ndim), normalize_axis("swapaxes", axis2, x.ndim)
     order[a], order[b] = b, a
     return Permute.apply(x, axes=tuple(order))
 
 
 def expand(x: TensorLike, shape: Shape) -> Tensor:
     """x broadcast to `shape`; -1 keeps a length. A view with stride 0."""
-    x = as_tensor(x)
-    wanted = list(_shape(shape))
+    return _expand("expand", as_tensor(x), shape)
+
+
+def _expand(op: str, x: Tensor, shape: Shape) -> Tensor:
+    wanted = list(checked_shape(op, shape))
     for i, n in enumerate(reversed(x.shape)):
         if i < len(wanted) and wanted[-1 - i] == -1:
             wanted[-1 - i] = n
@@ -283,13 +287,13 @@ def expand(x: TensorLike, shape: Shape) -> Tensor:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"expand: shape {x.shape} does not broadcast to {target}")
+        raise ValueError(f"{op}: shape {x.shape} does not broadcast to {target}")
     return Expand.apply(x, shape=target)
 
 
 def broadcast_to(x: TensorLike, shape: Shape) -> Tensor:
     """The same as `expand`, by NumPy's name."""
-    return expand(x, shape)
+    return _expand("broadcast_to", as_tensor(x), shape)
 
 
 def squeeze(x: TensorLike, axis: Axis = None) -> Tensor:
@@ -297,7 +301,7 @@ def squeeze(x: TensorLike, axis: Axis = None) -> Tensor:
     x = as_tensor(x)
     if axis is None:
         return reshape(x, tuple(n for n in x.shape if n != 1))
-    axes = [_axis("squeeze", a, x.ndim) for a in _shape(axis)]
+    axes = normalize_axes("squeeze", axis, x.ndim)
     for a in axes:
         if x.shape[a] != 1:
             raise ValueError(f"squeeze: axis {a} of shape {x.shape} has length {x.shape[a]}, not 1")
@@ -307,12 +311,16 @@ def squeeze(x: TensorLike, axis: Axis = None) -> Tensor:
 def expand_dims(x: TensorLike, axis: int) -> Tensor:
     """x with a new axis of length 1 at `axis`."""
     x = as_tensor(x)
-    at = _axis("expand_dims", axis, x.ndim + 1)
+    at = normalize_axis("expand_dims", axis, x.ndim + 1)
     return reshape(x, (*x.shape[:at], 1, *x.shape[at:]))
 
 
 def _same_kind(op: str, tensors: Sequence[TensorLike]) -> list[Tensor]:
-    listed = [as_tensor(t) for t in tensors]
+    try:
+        given = list(tensors)
+    except TypeError:
+        raise TypeError(f"{op}: expected a sequence of tensors, got {shown(tensors)}") from None
+    listed = [as_tensor(t) for t in given]
     if not listed:
         raise ValueError(f"{op}: expected at least one tensor")
     dtype = listed[0].dtype
@@ -324,7 +332,7 @@ def _same_kind(op: str, tensors: Sequence[TensorLike]) -> list[Tensor]:
 def concat(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """The tensors one after another along `axis`; their other lengths must agree."""
     listed = _same_kind("concat", tensors)
-    at = _axis("concat", axis, listed[0].ndim)
+    at = normalize_axis("concat", axis, listed[0].ndim)
     for t in listed[1:]:
         same = t.ndim == listed[0].ndim and all(
             d == at or n == listed[0].shape[d] for d, n in enumerate(t.shape)
@@ -342,7 +350,7 @@ def stack(tensors: Sequence[TensorLike], axis: int = 0) -> Tensor:
     for t in listed[1:]:
         if t.shape != listed[0].shape:
             raise ValueError(f"stack: shapes {listed[0].shape} and {t.shape} differ")
-    at = _axis("stack", axis, listed[0].ndim + 1)
+    at = normalize_axis("stack", axis, listed[0].ndim + 1)
     return concat([expand_dims(t, at) for t in listed], at)
 
 
@@ -353,14 +361,15 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
     [[1], [2, 3, 4], [5]]
     """
     x = as_tensor(x)
-    at = _axis("split", axis, x.ndim)
+    at = normalize_axis("split", axis, x.ndim)
     length = x.shape[at]
     if isinstance(sections, (int, np.integer)):
-        if sections < 1 or length % sections:
-            raise ValueError(f"split: axis {at} of length {length} has no {sections} equal parts")
-        lengths = [length // int(sections)] * int(sections)
+        n_parts = integer("split", "sections", sections)
+        if n_parts < 1 or length % n_parts:
+            raise ValueError(f"split: axis {at} of length {length} has no {n_parts} equal parts")
+        lengths = [length // n_parts] * n_parts
     else:
-        edges = [0, *(int(n) for n in sections), length]
+        edges = [0, *checked_shape("split", sections, "sections"), length]
         lengths = [b - a for a, b in pairwise(edges)]
         if min(lengths) < 0:
             raise ValueError(
@@ -372,25 +381,38 @@ def split(x: TensorLike, sections: int | Sequence[int], axis: int = 0) -> list[T
 def pad(x: TensorLike, widths: Any, value: float = 0.0) -> Tensor:
     """x with `value` around it; `widths` is (before, after) for every axis, or one pair for all."""
     x = as_tensor(x)
-    pairs = np.broadcast_to(np.asarray(widths, dtype=np.int64), (x.ndim, 2))
+    try:
+        given = np.asarray(widths)
+        pairs = np.broadcast_to(given, (x.ndim, 2))
+    except ValueError:
+        given = np.empty(0)
+    if given.dtype.kind not in "iu":
+        raise TypeError(
+            f"pad: widths must be integers, (before, after) for each of {x.ndim} axes or one pair "
+            f"for all, got {shown(widths)}"
+        )
     if (pairs < 0).any():
         raise ValueError(f"pad: widths must not be negative, got {widths}; slice to cut")
-    return Pad.apply(x, widths=tuple((int(b), int(a)) for b, a in pairs), value=float(value))
+    filled = float(fill_value("pad", value, x.dtype))
+    if x.ndim == 0:
+        return x
+    around = tuple((int(b), int(a)) for b, a in pairs)
+    new_shape("pad", tuple(b + n + a for (b, a), n in zip(around, x.shape, strict=True)))
+    return Pad.apply(x, widths=around, value=filled)
 
 
 def flip(x: TensorLike, axis: Axis = None) -> Tensor:
     """x in reverse order along the axes (all for None); a view."""
     x = as_tensor(x)
-    axes = range(x.ndim) if axis is None else _shape(axis)
-    return Flip.apply(x, axes=tuple(_axis("flip", a, x.ndim) for a in axes))
+    return Flip.apply(x, axes=normalize_axes("flip", axis, x.ndim))
 
 
 def roll(x: TensorLike, shift: int, axis: int) -> Tensor:
     """x with elements moved by `shift` along `axis`, those pushed out entering at the other end."""
     x = as_tensor(x)
-    at = _axis("roll", axis, x.ndim)
+    at = normalize_axis("roll", axis, x.ndim)
     n = x.shape[at]
-    k = shift % n if n else 0
+    k = integer("roll", "shift", shift) % max(n, 1)
     if k == 0:
         return x
     head, tail = split(x, [n - k], at)
@@ -400,26 +422,29 @@ def roll(x: TensorLike, shift: int, axis: int) -> Tensor:
 def repeat(x: TensorLike, repeats: int, axis: int) -> Tensor:
     """Every element `repeats` times in a row along `axis` (NumPy's repeat)."""
     x = as_tensor(x)
-    at = _axis("repeat", axis, x.ndim)
-    if repeats < 0:
-        raise ValueError(f"repeat: expected a count of at least 0, got {repeats}")
-    wide = expand(expand_dims(x, at + 1), (*x.shape[: at + 1], repeats, *x.shape[at + 1 :]))
-    return reshape(wide, (*x.shape[:at], x.shape[at] * repeats, *x.shape[at + 1 :]))
+    at = normalize_axis("repeat", axis, x.ndim)
+    n = integer("repeat", "repeats", repeats, 0)
+    shape = new_shape("repeat", (*x.shape[:at], x.shape[at] * n, *x.shape[at + 1 :]))
+    wide = expand(expand_dims(x, at + 1), (*x.shape[: at + 1], n, *x.shape[at + 1 :]))
+    return reshape(wide, shape)
 
 
-def _triangle(op: str, x: TensorLike, keep: Any) -> Tensor:
+def _triangle(op: str, x: TensorLike, k: int, keep: Any) -> Tensor:
     x = as_tensor(x)
     if x.ndim < 2:
         raise ValueError(f"{op}: expected at least two dimensions, got shape {x.shape}")
-    mask = Tensor._placed(copied(keep(np.ones(x.shape[-2:], dtype=np.bool_))), x.device)
+    rows, columns = x.shape[-2:]
+    diagonal = min(max(integer(op, "k", k), -rows), columns)  # further out is the same
+    mask = keep(np.ones((rows, columns), dtype=np.bool_), diagonal)
+    mask = Tensor._placed(copied(mask), x.device)
     return where(mask, x, 0)
 
 
 def tril(x: TensorLike, k: int = 0) -> Tensor:
     """The lower triangles of the last two axes, up to diagonal k; zeros above."""
-    return _triangle("tril", x, lambda ones: np.tril(ones, k))
+    return _triangle("tril", x, k, np.tril)
 
 
 def triu(x: TensorLike, k: int = 0) -> Tensor:
     """The upper triangles of the last two axes, from diagonal k; zeros below."""
-    return _triangle("triu", x, lambda ones: np.triu(ones, k))
+    return _triangle("triu", x, k, np.triu)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minigrad import dispatch, dtypes
+from minigrad.arguments import Axis, normalize_axes, normalize_axis, number
 from minigrad.autograd import Function, Node, grad, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
@@ -33,9 +34,6 @@ __all__ = [
     "sum",
     "var",
 ]
-
-Axis = int | Sequence[int] | None
-
 
 # ---- reference ----
 
@@ -78,22 +76,6 @@ COST = dict.fromkeys(REFERENCE, lambda x, out, axis=0: Cost(nbytes(x, out), x.si
 
 
 # ---- axes ----
-
-
-def normalize_axis(op: str, axis: int, ndim: int) -> int:
-    if not -ndim <= axis < ndim:
-        raise IndexError(f"{op}: axis {axis} is out of range for {ndim} dimensions")
-    return axis % ndim
-
-
-def normalize_axes(op: str, axis: Axis, ndim: int) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(ndim))
-    listed = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
-    out = tuple(normalize_axis(op, int(a), ndim) for a in listed)
-    if len(set(out)) != len(out):
-        raise ValueError(f"{op}: axis {axis} names a dimension twice")
-    return out
 
 
 def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
@@ -247,7 +229,7 @@ def _centred(
     """The distances from the mean in the dtype of sums, the axes, and 1 / (n - correction)."""
     x = _floating(x)
     axes = normalize_axes(op, axis, x.ndim)
-    n = _count(x, axes) - correction
+    n = _count(x, axes) - number(op, "correction", correction)
     wide = cast(x, _sum_of_floats(x))
     return wide - mean(wide, axes, keepdims=True), axes, 1 / n if n > 0 else math.nan
 
@@ -369,8 +351,13 @@ def argmin(x: TensorLike, axis: int | None = None, keepdims: bool = False) -> Te
     return _arg("argmin", x, axis, keepdims)
 
 
-def cumsum(x: TensorLike, axis: int) -> Tensor:
-    """Running sums along `axis`, in x's shape."""
+def cumsum(x: TensorLike, axis: int | None = None) -> Tensor:
+    """Running sums along `axis`, which must be given, in x's shape."""
     x = as_tensor(x)
+    if axis is None:
+        raise TypeError(
+            "cumsum: name the axis, as in mg.cumsum(x, axis=-1); for NumPy's running sum over "
+            "all elements, mg.cumsum(mg.reshape(x, -1), 0)"
+        )
     axis = normalize_axis("cumsum", axis, x.ndim)
     return CumSum.apply(x, axis=axis, dtype=_sum_dtype(x))

@@ -7,13 +7,13 @@ import math
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.arguments import Axis, normalize_axes, normalize_axis
 from minigrad.autograd import Function, Node, is_grad_enabled
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch
 from minigrad.ops.binary import mul, sub
 from minigrad.ops.creation import as_tensor, cast, unit_columns
 from minigrad.ops.movement import as_rows, expand_dims, permute, reshape, swapaxes
-from minigrad.ops.reduce import Axis, normalize_axes, normalize_axis
 from minigrad.ops.reduce import sum as sum_
 from minigrad.ops.unary import exp
 from minigrad.tensor import Tensor, TensorLike

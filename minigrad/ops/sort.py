@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import dtypes
+from minigrad.arguments import integer, normalize_axis
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch_numpy
 from minigrad.ops.creation import as_tensor
 from minigrad.ops.indexing import take_along_axis
-from minigrad.ops.reduce import normalize_axis
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["argsort", "sort", "topk"]
@@ -48,6 +48,7 @@ def topk(x: TensorLike, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     indices (int64)."""
     x = as_tensor(x)
     axis = normalize_axis("topk", axis, x.ndim)
+    k = integer("topk", "k", k)
     if not 0 <= k <= x.shape[axis]:
         raise ValueError(f"topk: k={k} is out of range for axis {axis} of length {x.shape[axis]}")
     order = argsort(x, axis, descending=True)
