@@ -325,10 +325,10 @@ def test_samples_come_from_the_run(
         (("--run", "/gone"), "/gone: no whole checkpoint; train one with --out /gone"),
         (("--prompt", "€"), "character '€' at position 0 was not in the training text"),
         (("--prompt", ""), "the prompt needs at least one token"),
-        (("--temperature", -1), "expected temperature >= 0"),
-        (("--top-k", 0), "top_k >= 1"),
+        (("--temperature", -1), "generate: temperature must be at least 0, got -1.0"),
+        (("--top-k", 0), "generate: top_k must be at least 1, got 0"),
         (("--top-p", 1.5), "expected top_p in (0, 1], got 1.5"),
-        (("--tokens", -1), "expected n_tokens >= 0, got -1"),
+        (("--tokens", -1), "generate: n_tokens must be at least 0, got -1"),
         (("--samples", 0), "--samples: expected at least 1, got 0"),
     ],
 )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,16 +225,56 @@ def test_generation_gives_its_memory_back_at_once() -> None:
         ({"prompt": np.zeros((0, 3), int)}, "the prompt needs at least one token"),
         ({"prompt": np.zeros((1, 1, 2), int)}, r"expected a prompt .* got shape \(1, 1, 2\)"),
         ({"prompt": np.zeros(2)}, r"of integers, got shape \(2,\) of float64"),
-        ({"n_tokens": -1}, "expected n_tokens >= 0, got -1"),
-        ({"temperature": -1.0}, "expected temperature >= 0"),
-        ({"top_k": 0}, "top_k >= 1"),
+        ({"prompt": []}, "the prompt needs at least one token"),
+        ({"prompt": [[0], [1, 2]]}, r"rows of different lengths: \[\[0\], \[1, 2\]\]"),
+        ({"prompt": [50, *[0] * 30]}, r"token 50 is outside the vocabulary, \[0, 50\)"),
+        ({"prompt": [[1], [-1]]}, "token -1 is outside the vocabulary"),
+        ({"n_tokens": -1}, "n_tokens must be at least 0, got -1"),
+        ({"n_tokens": 1.5}, r"n_tokens must be an integer, got 1\.5"),
+        ({"temperature": -1.0}, r"temperature must be at least 0, got -1\.0"),
+        ({"temperature": math.nan}, "temperature must be at least 0, got nan"),
+        ({"temperature": None}, "temperature must be a number, got None"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"top_k": 1.5}, r"top_k must be an integer, got 1\.5"),
+        ({"generator": 0}, "generator must be a Generator, got 0"),
         ({"top_p": 0.0}, r"expected top_p in \(0, 1\], got 0\.0"),
         ({"top_p": 1.1}, r"expected top_p in \(0, 1\], got 1\.1"),
     ],
 )
-def test_generation_refuses(options: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_generation_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((IndexError, TypeError, ValueError), match=message):
         GPT(CONFIG).generate(**({"prompt": tokens(1), "n_tokens": 1} | options))
+
+
+SIZES = {"vocab_size": 5, "seq_len": 4, "n_layers": 1, "n_heads": 2, "dim": 4}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *[
+            (
+                partial(GPTConfig, **SIZES | {name: 0}),
+                f"GPTConfig: {name} must be at least 1, got 0",
+            )
+            for name in SIZES
+        ],
+        (partial(GPTConfig, **SIZES | {"seq_len": -1}), "seq_len must be at least 1, got -1"),
+        (partial(GPTConfig, **SIZES | {"dim": 4.0}), r"dim must be an integer, got 4\.0"),
+        (partial(GPTConfig, **SIZES | {"n_heads": 3}), "dim 4 is no multiple of n_heads 3"),
+        (partial(GPTConfig, **SIZES, dropout=1.0), r"GPTConfig: dropout must be in \[0, 1\)"),
+        (partial(GPTConfig, **SIZES, activation="exp"), "GPTConfig: unknown activation 'exp'"),
+        (lambda: GPT(SIZES), "GPT: expected a GPTConfig, got {"),
+        (lambda: GPT(CONFIG)([1, 2]), r"GPT: expected tokens \(B, T\), got shape \(2,\)"),
+        (lambda: Autoencoder([6]), "Autoencoder: expected at least two sizes"),
+        (lambda: Autoencoder([6, 0]), "Autoencoder: a size must be at least 1, got 0"),
+        (lambda: GAN(0, [2], 3), "GAN: codes must be at least 1, got 0"),
+        (lambda: GAN(2, [2, -1], 3), "GAN: hidden must be at least 1, got -1"),
+    ],
+)
+def test_models_that_cannot_be_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
 
 
 # ---- choosing a token ----
@@ -308,8 +351,6 @@ def test_autoencoder_is_its_formula(level: str) -> None:
     np.testing.assert_allclose(model.encoder(images).numpy(), codes, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(model(images).numpy(), out, rtol=1e-5, atol=1e-6)
     assert model.loss(images).item() == pytest.approx(((out - x) ** 2).mean(), rel=1e-5)
-    with pytest.raises(ValueError, match="expected at least two sizes"):
-        Autoencoder([6])
 
 
 def test_dense_weights_start_from_glorots_bounds() -> None:

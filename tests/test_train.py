@@ -220,7 +220,7 @@ def test_settings_that_make_no_sense_are_named(change: dict[str, Any], message: 
     ("change", "message"),
     [
         ({"n_heads": 3}, "dim 16 is no multiple of n_heads 3"),
-        ({"dropout": 1.0}, r"p must be in \[0, 1\), got 1\.0"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
         ({"seq_len": 10_000}, "at least 22222 are needed for a context of 10000"),
     ],
 )

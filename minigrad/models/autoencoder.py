@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 
 from minigrad import nn, ops
+from minigrad.arguments import checked_shape, integer
 from minigrad.tensor import Tensor
 
 
@@ -31,6 +32,10 @@ class Autoencoder(nn.Module):
     """Images (B, sizes[0]) in [0, 1] → codes (B, sizes[-1]) → reconstructions in [0, 1]."""
 
     def __init__(self, sizes: list[int]) -> None:
+        sizes = [
+            integer("Autoencoder", "a size", n, 1)
+            for n in checked_shape("Autoencoder", sizes, "sizes")
+        ]
         if len(sizes) < 2:
             raise ValueError(f"Autoencoder: expected at least two sizes, got {sizes}")
         self.encoder = dense(sizes, "relu", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minigrad import nn, ops
+from minigrad.arguments import checked_shape, integer
 from minigrad.models.autoencoder import dense
 from minigrad.tensor import Tensor
 
@@ -16,6 +17,9 @@ class GAN(nn.Module):
     """Codes (B, codes) → images in [0, 1]; images → logits of being real (B, 1)."""
 
     def __init__(self, codes: int, hidden: list[int], pixels: int) -> None:
+        hidden = list(checked_shape("GAN", hidden, "hidden"))
+        for name, n in (("codes", codes), *(("hidden", n) for n in hidden), ("pixels", pixels)):
+            integer("GAN", name, n, 1)
         self.codes = codes
         self.generator = dense([codes, *hidden, pixels], "selu", "sigmoid")
         self.discriminator = dense([pixels, *hidden[::-1], 1], "selu", None)

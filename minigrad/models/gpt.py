@@ -12,11 +12,13 @@ from functools import partial
 import numpy as np
 
 from minigrad import autograd, nn, ops
+from minigrad.arguments import integer, number, probability, shown
 from minigrad.capture import capture
+from minigrad.ops.matmul import check_activation
 from minigrad.precision import operand_dtype
 from minigrad.random import Generator
 from minigrad.recompute import checkpoint_activations
-from minigrad.tensor import Tensor
+from minigrad.tensor import Tensor, TensorLike
 
 # From here on the loss is made without the whole logits: measured at 8192 and 50257 classes, as
 # fast or faster and smaller by the logits and their gradient; where those are small, nothing gains.
@@ -35,6 +37,15 @@ class GPTConfig:
     dim: int = 384
     dropout: float = 0.0
     activation: str = "gelu_tanh"
+
+    def __post_init__(self) -> None:
+        op = "GPTConfig"
+        for name in ("vocab_size", "seq_len", "n_layers", "n_heads", "dim"):
+            integer(op, name, getattr(self, name), 1)
+        if self.dim % self.n_heads:
+            raise ValueError(f"{op}: dim {self.dim} is no multiple of n_heads {self.n_heads}")
+        probability(op, "dropout", self.dropout)
+        check_activation(op, self.activation)
 
 
 _init = partial(nn.normal, std=0.02)
@@ -92,6 +103,8 @@ class GPT(nn.Module):
     its inputs for backward and is computed again there."""
 
     def __init__(self, config: GPTConfig, checkpoint_activations: bool = False) -> None:
+        if not isinstance(config, GPTConfig):
+            raise TypeError(f"GPT: expected a GPTConfig, got {shown(config)}")
         self.config, self.checkpoint_activations = config, checkpoint_activations
         self.token = nn.Embedding(config.vocab_size, config.dim, init=_init)
         self.position = nn.Embedding(config.seq_len, config.dim, init=_init)
@@ -99,8 +112,11 @@ class GPT(nn.Module):
         self.blocks = [Block(config) for _ in range(config.n_layers)]
         self.norm = nn.LayerNorm(config.dim)
 
-    def features(self, tokens: Tensor, caches: list[nn.KVCache] | None = None) -> Tensor:
+    def features(self, tokens: TensorLike, caches: list[nn.KVCache] | None = None) -> Tensor:
         """The final, normalised states (B, T, dim)."""
+        tokens = ops.as_tensor(tokens)
+        if tokens.ndim != 2:
+            raise ValueError(f"GPT: expected tokens (B, T), got shape {tokens.shape}")
         start = caches[0].length if caches else 0
         length = tokens.shape[1]
         if start + length > self.config.seq_len:
@@ -123,10 +139,10 @@ class GPT(nn.Module):
             return self.norm(stream, dtype=operand_dtype())
         return self.norm(update, stream, operand_dtype())[0]
 
-    def forward(self, tokens: Tensor, caches: list[nn.KVCache] | None = None) -> Tensor:
+    def forward(self, tokens: TensorLike, caches: list[nn.KVCache] | None = None) -> Tensor:
         return ops.linear(self.features(tokens, caches), self.token.weight)
 
-    def loss(self, tokens: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    def loss(self, tokens: TensorLike, targets: TensorLike, reduction: str = "mean") -> Tensor:
         """Cross-entropy in nats a token; targets (B, T), -100 where none."""
         if self.config.vocab_size >= LARGE_VOCABULARY:
             return ops.linear_cross_entropy(
@@ -152,25 +168,20 @@ class GPT(nn.Module):
         of a stream of `generator`. `on_token` is called with every new token, () or (B,). When the
         context is full, it starts again from its last half.
         """
-        prompt = np.asarray(prompt)
-        if prompt.ndim not in (1, 2) or not np.issubdtype(prompt.dtype, np.integer):
-            raise ValueError(
-                f"generate: expected a prompt (T,) or (B, T) of integers, got shape {prompt.shape} "
-                f"of {prompt.dtype}"
-            )
-        if prompt.size == 0:
-            raise ValueError("generate: the prompt needs at least one token")
-        if n_tokens < 0:
-            raise ValueError(f"generate: expected n_tokens >= 0, got {n_tokens}")
-        if temperature < 0 or (top_k is not None and top_k < 1):
-            raise ValueError("generate: expected temperature >= 0 and top_k >= 1")
-        if top_p is not None and not 0 < top_p <= 1:
+        prompt = self._checked_prompt(prompt)
+        n_tokens = integer("generate", "n_tokens", n_tokens, 0)
+        temperature = number("generate", "temperature", temperature)
+        if not temperature >= 0:
+            raise ValueError(f"generate: temperature must be at least 0, got {temperature}")
+        if top_k is not None:
+            top_k = integer("generate", "top_k", top_k, 1)
+        if top_p is not None and not 0 < number("generate", "top_p", top_p) <= 1:
             raise ValueError(f"generate: expected top_p in (0, 1], got {top_p}")
         rows = prompt.reshape(-1, prompt.shape[-1])
         begin, end = rows.shape[1], rows.shape[1] + n_tokens
         tokens = np.empty((len(rows), end), np.int64)
         tokens[:, :begin] = rows
-        generator = generator or Generator(0)
+        generator = Generator(0) if generator is None else generator
         was_training = self.training
         self.eval()
         try:
@@ -187,6 +198,26 @@ class GPT(nn.Module):
         finally:
             self.train(was_training)
         return tokens.reshape(*prompt.shape[:-1], -1)
+
+    def _checked_prompt(self, prompt: np.ndarray) -> np.ndarray:
+        try:
+            tokens = np.asarray(prompt)
+        except ValueError:
+            raise ValueError(f"generate: rows of different lengths: {shown(prompt)}") from None
+        if tokens.ndim in (1, 2) and tokens.size == 0:
+            raise ValueError("generate: the prompt needs at least one token")
+        if tokens.ndim not in (1, 2) or not np.issubdtype(tokens.dtype, np.integer):
+            raise ValueError(
+                f"generate: expected a prompt (T,) or (B, T) of integers, got shape {tokens.shape} "
+                f"of {tokens.dtype}"
+            )
+        outside = (tokens < 0) | (tokens >= self.config.vocab_size)
+        if outside.any():
+            raise IndexError(
+                f"generate: token {tokens[outside][0]} is outside the vocabulary, "
+                f"[0, {self.config.vocab_size})"
+            )
+        return tokens
 
 
 class _Decoder:

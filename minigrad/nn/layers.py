@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from minigrad import ops, recording
+from minigrad.arguments import integer, number, probability, shown
 from minigrad.dispatch import empty, launch
 from minigrad.nn.module import Module
+from minigrad.ops.layer_norm import check_eps
 from minigrad.ops.matmul import check_activation
 from minigrad.random import Generator
 from minigrad.tensor import Tensor
@@ -21,11 +23,13 @@ Initialiser = Callable[[tuple[int, ...]], Tensor]  # the shape of a parameter â†
 
 def uniform(shape: tuple[int, ...], bound: float, generator: Generator | None = None) -> Tensor:
     """A parameter drawn from [-bound, bound)."""
+    bound = number("uniform", "bound", bound)
     return _scaled(ops.rand(shape, generator=generator) - 0.5, 2 * bound)
 
 
 def normal(shape: tuple[int, ...], std: float, generator: Generator | None = None) -> Tensor:
     """A parameter drawn from N(0, stdÂ²)."""
+    std = number("normal", "std", std)
     return _scaled(ops.randn(shape, generator=generator), std)
 
 
@@ -49,10 +53,8 @@ class Linear(Module):
         init: Initialiser | None = None,
     ) -> None:
         check_activation("Linear", activation)
-        shape = out_features, in_features
-        for name, n in (("in_features", in_features), ("out_features", out_features)):
-            if not isinstance(n, int | np.integer) or n < 0:
-                raise ValueError(f"Linear: {name} {n!r}: expected a whole number of at least 0")
+        in_features = integer("Linear", "in_features", in_features, 0)
+        shape = integer("Linear", "out_features", out_features, 0), in_features
         if init is None:
             bound = 1 / math.sqrt(in_features) if in_features else 0.0
             self.weight = uniform(shape, bound, generator)
@@ -76,7 +78,8 @@ class Embedding(Module):
         generator: Generator | None = None,
         init: Initialiser | None = None,
     ) -> None:
-        shape = n_embeddings, dim
+        n_embeddings = integer("Embedding", "n_embeddings", n_embeddings, 0)
+        shape = n_embeddings, integer("Embedding", "dim", dim, 0)
         self.weight = normal(shape, 1.0, generator) if init is None else init(shape)
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -88,9 +91,10 @@ class LayerNorm(Module):
     is that of the result, as in `ops.layer_norm`."""
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
+        dim = integer("LayerNorm", "dim", dim, 0)
         self.weight = ops.ones((dim,), requires_grad=True)
         self.bias = ops.zeros((dim,), requires_grad=True) if bias else None
-        self.eps = eps
+        self.eps = check_eps("LayerNorm", eps)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, dtype: Any = None) -> Any:
         return ops.layer_norm(x, self.weight, self.bias, self.eps, residual, dtype)
@@ -101,8 +105,8 @@ class RMSNorm(Module):
     that of the result, as in `ops.rms_norm`."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
-        self.weight = ops.ones((dim,), requires_grad=True)
-        self.eps = eps
+        self.weight = ops.ones((integer("RMSNorm", "dim", dim, 0),), requires_grad=True)
+        self.eps = check_eps("RMSNorm", eps)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, dtype: Any = None) -> Any:
         return ops.rms_norm(x, self.weight, self.eps, residual, dtype)
@@ -112,9 +116,7 @@ class Dropout(Module):
     """Dropout in training mode, nothing otherwise."""
 
     def __init__(self, p: float = 0.5, generator: Generator | None = None) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"Dropout: p must be in [0, 1), got {p}")
-        self.p = p
+        self.p = probability("Dropout", "p", p)
         self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,6 +127,11 @@ class Activation(Module):
     """A named elementwise function, with its parameter where it has one, as a layer."""
 
     def __init__(self, name: str, *parameters: float) -> None:
+        if name not in ops.__all__:
+            raise ValueError(
+                f"Activation: unknown function {shown(name)}; expected the name of an operation, "
+                "such as 'relu'"
+            )
         self.function = getattr(ops, name)
         self.parameters_ = parameters
 
@@ -138,9 +145,7 @@ class KVCache:
     What lies behind the first `length` tokens has no meaning."""
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"KVCache: expected a capacity of at least 1 token, got {capacity}")
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length = integer("KVCache", "capacity", capacity, 1), 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
         self._start = np.zeros(1, np.int64)  # the length, as the kernel reads it
@@ -210,18 +215,25 @@ class MultiheadAttention(Module):
         init: Initialiser | None = None,
         projection_init: Initialiser | None = None,
     ) -> None:
+        op = type(self).__name__
+        dim, n_heads = integer(op, "dim", dim, 1), integer(op, "n_heads", n_heads, 1)
+        n_kv_heads = n_heads if n_kv_heads is None else integer(op, "n_kv_heads", n_kv_heads, 1)
         if dim % n_heads:
-            raise ValueError(f"MultiheadAttention: dim {dim} is no multiple of n_heads {n_heads}")
-        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads or n_heads
+            raise ValueError(f"{op}: dim {dim} is no multiple of n_heads {n_heads}")
+        if n_heads % n_kv_heads:
+            raise ValueError(f"{op}: n_heads {n_heads} is no multiple of n_kv_heads {n_kv_heads}")
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = dim // n_heads
         width = (n_heads + 2 * self.n_kv_heads) * self.head_dim
         self.qkv = Linear(dim, width, bias, generator=generator, init=init)
         self.projection = Linear(dim, dim, bias, generator=generator, init=projection_init)
-        self.causal, self.dropout = causal, dropout
+        self.causal, self.dropout = causal, probability(op, "dropout", dropout)
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
+        if x.ndim != 3:
+            raise ValueError(f"{type(self).__name__}: expected x (B, T, dim), got shape {x.shape}")
         b, t, dim = x.shape
         qkv = self.qkv(x).reshape(b, t, self.n_heads + 2 * self.n_kv_heads, self.head_dim)
         dropout = self.dropout if self.training else 0.0

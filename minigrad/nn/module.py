@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import autograd, dtypes, ops
+from minigrad.arguments import shown
 from minigrad.tensor import Tensor
 
 
@@ -40,6 +41,8 @@ class Module:
 
     def register_buffer(self, name: str, tensor: Tensor) -> None:
         """A tensor that belongs to the state and is not trained."""
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"register_buffer: {name} must be a tensor, got {shown(tensor)}")
         self.__dict__.setdefault("_buffer_names", set()).add(name)
         setattr(self, name, tensor)
 
@@ -111,11 +114,18 @@ class Module:
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """Overwrites parameters and buffers. A missing or unknown name, or a shape that does not
         match, raises ValueError and loads nothing."""
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: expected arrays by name, got {shown(state)}")
         mine = dict([*self.named_parameters(), *self.named_buffers()])
         missing, unknown = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
         if missing or unknown:
             raise ValueError(f"load_state_dict: missing {missing}, unknown {unknown}")
         for name, tensor in mine.items():
+            if not (hasattr(state[name], "shape") and hasattr(state[name], "dtype")):
+                raise TypeError(
+                    f"load_state_dict: {name} must be an array, got {shown(state[name])}; nothing "
+                    "was loaded"
+                )
             if tuple(state[name].shape) != tensor.shape:
                 raise ValueError(
                     f"load_state_dict: {name} has shape {tuple(state[name].shape)} in the state "
@@ -178,6 +188,13 @@ class Sequential(Module):
     """Layers one after another."""
 
     def __init__(self, *layers: Module) -> None:
+        for i, layer in enumerate(layers):
+            if not callable(layer):
+                hint = "; write nn.Sequential(*layers)" if isinstance(layer, list | tuple) else ""
+                raise TypeError(
+                    f"Sequential: layer {i} must be a module or a function, got "
+                    f"{shown(layer)}{hint}"
+                )
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:

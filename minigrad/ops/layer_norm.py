@@ -325,6 +325,14 @@ def _mixed(narrow: np.dtype, whole: np.dtype) -> bool:
     return (narrow, whole) == _MIXED and active_device() == "cpu"
 
 
+def check_eps(op: str, eps: float) -> float:
+    """eps as a number of at least 0."""
+    value = number(op, "eps", eps)
+    if not value >= 0:
+        raise ValueError(f"{op}: eps must be at least 0, got {value}")
+    return value
+
+
 def _prepare(
     op: str,
     x: TensorLike,
@@ -340,8 +348,7 @@ def _prepare(
         raise TypeError(f"{op}: expected a floating dtype, got {x.dtype.name}")
     if x.ndim == 0:
         raise ValueError(f"{op}: expected at least one dimension")
-    if not number(op, "eps", eps) >= 0:
-        raise ValueError(f"{op}: eps must be at least 0, got {eps}")
+    check_eps(op, eps)
     if residual is not None:
         residual = as_tensor(residual)
         if residual.shape != x.shape or not dtypes.is_floating(residual.dtype):
