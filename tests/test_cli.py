@@ -198,6 +198,43 @@ def in_process(capsys: pytest.CaptureFixture[str], *args: Any) -> tuple[int, str
     return code, out, err
 
 
+UNREAD = {
+    "rate": (("gpt", "--steps", 3, "--lr", -1), "--lr -1.0: expected a positive number"),
+    "heads": (("gpt", "--steps", 3, "--n-heads", 3), "dim 128 is no multiple of n_heads 3"),
+    "dropout": (("gpt", "--steps", 3, "--dropout", 1), "dropout must be in [0, 1), got 1.0"),
+    "seed": (("gpt", "--steps", 3, "--seed", 2**64), "expected a seed in [0, 2^64)"),
+    "no steps": (("gan", "--steps", 0), "give --steps or --minutes"),
+    "minutes": (("gan", "--steps", 0, "--minutes", "inf"), "--minutes inf: expected a finite"),
+    "width": (("autoencoder", "--hidden", 0), "--hidden 0: expected at least 1"),
+    "a file": (("gan", "--out", __file__), f"--out {__file__}: there is a file of that name"),
+}
+
+
+@pytest.mark.parametrize("case", UNREAD)
+def test_flags_are_refused_before_the_data_is_read(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data named is not there, which would be the error."""
+    flags, message = UNREAD[case]
+    standard = ("train", flags[0], "--data", tmp_path / "gone", "--out", tmp_path / "run")
+    code, out, err = in_process(capsys, *standard, *flags[1:])
+    assert (code, out) == (1, "")
+    assert message in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_recognised_before_the_data_is_read(
+    trained: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("train", "gpt", "--data", tmp_path / "gone", "--out", trained[0])
+    code, _, err = in_process(capsys, *flags, "--steps", 3)
+    assert code == 1
+    assert "already holds a run; go on with --resume" in err
+    code, _, err = in_process(capsys, *flags, "--resume", "--lr", 0.5)
+    assert code == 1
+    assert "began with --lr 0.001, not 0.5" in err
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_trained_ends_with_1_and_a_message(
     case: str, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

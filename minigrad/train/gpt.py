@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from minigrad.random import Generator
 from minigrad.tensor import Tensor
 from minigrad.train import plots
 from minigrad.train.config import GPTTrainConfig, TrainConfig
-from minigrad.train.loop import Task, captured, digest, train
+from minigrad.train.loop import Task, captured, check_config, digest, train
 
 EVAL_BATCHES = 8  # of the tail, for the losses on the way; the last one is over all of it
 
@@ -53,17 +54,21 @@ def held_out_loss(
     return total / count
 
 
-def make_task(
-    config: GPTTrainConfig, tokenizer: CharTokenizer, train_part: np.ndarray, tail: np.ndarray
-) -> Task:
-    shape = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
+def model_config(config: GPTTrainConfig, vocab_size: int) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=vocab_size,
         seq_len=config.seq_len,
         n_layers=config.n_layers,
         n_heads=config.n_heads,
         dim=config.dim,
         dropout=config.dropout,
     )
+
+
+def make_task(
+    config: GPTTrainConfig, tokenizer: CharTokenizer, train_part: np.ndarray, tail: np.ndarray
+) -> Task:
+    shape = model_config(config, tokenizer.vocab_size)
     model = GPT(shape, config.checkpoint_activations)
     optimizer = AdamW(model.parameter_groups(config.weight_decay), lr=config.lr, betas=(0.9, 0.99))
     batches = TokenBatches(train_part, config.seq_len, config.batch_size, config.seed)
@@ -110,22 +115,29 @@ def make_task(
 def train_gpt(config: GPTTrainConfig) -> dict[str, Any]:
     """Trains, prints the held-out loss beside the 5-gram's and a sample; returns the figures."""
     run = Path(config.out or "runs/gpt")
-    tokenizer, train_part, tail = load_tokens(config)
     say = (lambda *_: None) if config.json else print
-    say(
-        f"{config.data}: {len(train_part):,} characters to train on, {len(tail):,} held out, "
-        f"{tokenizer.vocab_size} different ones"
-    )
+    check_config(config)
+    model_config(config, 1)  # refuses what does not fit together before the data is read
+
+    @cache
+    def data() -> tuple[CharTokenizer, np.ndarray, np.ndarray]:
+        tokenizer, train_part, tail = load_tokens(config)
+        say(
+            f"{config.data}: {len(train_part):,} characters to train on, {len(tail):,} held out, "
+            f"{tokenizer.vocab_size} different ones"
+        )
+        return tokenizer, train_part, tail
 
     def make(c: TrainConfig) -> Task:
         assert isinstance(c, GPTTrainConfig)
-        return make_task(c, tokenizer, train_part, tail)
+        return make_task(c, *data())
 
     result = train(config, make, run, quiet=config.json)
     figures: dict[str, Any] = dataclasses.asdict(result) | {"out": str(run)}
     if result.interrupted:
         say(f"saved in {run}; go on with --resume")
         return figures
+    _, train_part, tail = data()
     model, tokenizer = load_gpt(run)
     figures["held_out_loss"] = held_out_loss(model, train_part, tail)
     figures["five_gram_loss"] = witten_bell(train_part, tail, tokenizer.vocab_size)

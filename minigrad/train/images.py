@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def autoencoder_task(config: AutoencoderTrainConfig, images: Images) -> Task:
 def train_autoencoder(config: AutoencoderTrainConfig) -> dict[str, Any]:
     """Trains, prints the error beside PCA's with as many codes, draws reconstructions."""
     run = Path(config.out or "runs/autoencoder")
-    images = load_images(config.data)
+    read = cache(partial(load_images, config.data))
     made: list[Task] = []
 
     def make(c: TrainConfig) -> Task:
         assert isinstance(c, AutoencoderTrainConfig)
-        made.append(autoencoder_task(c, images))
+        made.append(autoencoder_task(c, read()))
         return made[-1]
 
     result = train(config, make, run, quiet=config.json)
     figures: dict[str, Any] = dataclasses.asdict(result) | {"out": str(run)}
     if result.interrupted:
         return figures
+    images = read()
     figures["pca_error"] = pca_error(images.train, images.test, config.codes)
     figures["test_error"] = made[-1].evaluate()
     shown = images.test[:20]
@@ -123,19 +125,19 @@ def gan_task(config: GANTrainConfig, images: Images) -> Task:
 def train_gan(config: GANTrainConfig) -> dict[str, Any]:
     """Trains and draws samples."""
     run = Path(config.out or "runs/gan")
-    images = load_images(config.data)
+    read = cache(partial(load_images, config.data))
     made: list[Task] = []
 
     def make(c: TrainConfig) -> Task:
         assert isinstance(c, GANTrainConfig)
-        made.append(gan_task(c, images))
+        made.append(gan_task(c, read()))
         return made[-1]
 
     result = train(config, make, run, quiet=config.json)
     figures: dict[str, Any] = dataclasses.asdict(result) | {"out": str(run)}
     if result.interrupted:
         return figures
-    model = made[-1].model
+    images, model = read(), made[-1].model
     assert isinstance(model, GAN)
     with autograd.no_grad():
         samples = model.generate(

@@ -95,9 +95,11 @@ def check_config(config: TrainConfig) -> None:
     """Refuses what this version does not do, and numbers that make no sense."""
     for field in dataclasses.fields(config):
         value, least = getattr(config, field.name), field.metadata["least"]
+        flag = "--" + field.name.replace("_", "-")
         if least is not None and not value >= least:
-            flag = "--" + field.name.replace("_", "-")
             raise ValueError(f"{flag} {value}: expected at least {least}")
+        if value == math.inf:
+            raise ValueError(f"{flag} {value}: expected a finite number")
     if config.precision not in PRECISIONS:
         raise ValueError(f"--precision {config.precision}: expected one of {', '.join(PRECISIONS)}")
     if config.device != "cpu":
@@ -107,7 +109,7 @@ def check_config(config: TrainConfig) -> None:
             f"--steps {config.steps} and --minutes {config.minutes:g}: give --steps or --minutes "
             "above 0"
         )
-    if not 0 < config.lr < math.inf:
+    if not config.lr > 0:
         raise ValueError(f"--lr {config.lr}: expected a positive number")
 
 
@@ -155,7 +157,12 @@ def checkpoint_to_resume(run: Path) -> Path:
 def train(
     config: TrainConfig, make: Callable[[TrainConfig], Task], run: Path, quiet: bool
 ) -> Result:
-    """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`."""
+    """Trains what `make(config)` builds until `config.steps`, writing into the folder `run`.
+
+    `make` is called when all settings are known to be good: it is the place to read the data.
+    """
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--out {run}: there is a file of that name; expected a folder")
     folder = checkpoint_to_resume(run) if config.resume else checkpoint.latest(run)
     check_config(config)
     if folder and not config.resume:
