@@ -29,6 +29,7 @@ from minigrad.checkpoint import (
     prune,
     save_checkpoint,
 )
+from minigrad.optim import cosine_schedule
 from minigrad.train.config import TrainConfig
 from minigrad.train.loop import train
 
@@ -341,6 +342,57 @@ def test_resume_after_any_step_has_the_bits_of_an_uninterrupted_run(
         assert metrics(run) == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_of_a_constant_rate_made_longer_has_the_bits_of_a_long_one(
+    stopped: bool, tmp_path: Path
+) -> None:
+    long = dataclasses.replace(tiny.GAN, steps=20, eval_every=4)
+    arrays, state = finished(long, tmp_path / "long")
+    first = dataclasses.replace(long, steps=12)
+    make = stop_after(4, signal.SIGTERM) if stopped else tiny.make
+    train(first, make, tmp_path / "run", quiet=True)
+    resumed, resumed_state = finished(dataclasses.replace(long, resume=True), tmp_path / "run")
+    assert resumed_state == state
+    for file, tensors in arrays.items():
+        for name, array in tensors.items():
+            assert resumed[file][name].tobytes() == array.tobytes(), f"{file} {name}"
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    ("config", "warmup", "final"),
+    [
+        (dataclasses.replace(tiny.GPT, warmup=2), 2, 0.1),
+        (tiny.AUTOENCODER, 0, 0.02),
+    ],
+    ids=["gpt", "autoencoder"],
+)
+def test_a_finished_run_goes_on_by_the_schedule_of_its_new_steps(
+    config: TrainConfig, warmup: int, final: float, tmp_path: Path
+) -> None:
+    train(config, tiny.make, tmp_path, quiet=True)
+    rates: dict[int, float] = {}
+
+    def make(config: TrainConfig) -> Any:
+        task = tiny.make(config)
+        inner, optimizer = task.step, task.optimizers["model"]
+
+        def noted(t: int) -> float:
+            loss = inner(t)
+            rates[t] = optimizer.lr
+            return loss
+
+        return dataclasses.replace(task, step=noted)
+
+    longer = dataclasses.replace(config, steps=20, resume=True)
+    assert train(longer, make, tmp_path, quiet=True).steps == 20
+    schedule = cosine_schedule(warmup, 20, final)
+    assert rates == {t: config.lr * schedule(t) for t in range(12, 20)}
+    assert [step for step, *_ in metrics(tmp_path)] == list(range(1, 21))
+    with pytest.raises(ValueError, match="began with --steps 20, not 12"):
+        train(dataclasses.replace(longer, steps=12), make, tmp_path, quiet=True)
+
+
 def metrics(run: Path) -> list[tuple[int, float, float | None]]:
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(row["step"], row["loss"], row.get("held_out_loss")) for row in rows]
@@ -376,7 +428,8 @@ def test_a_best_one_killed_before_its_mark_is_marked_at_resume(tmp_path: Path) -
         ({"seed": 1}, "began with --seed 0, not 1"),
         ({"dropout": 0.0}, r"began with --dropout 0\.1, not 0\.0"),
         ({"dim": 32}, "began with --dim 16, not 32"),
-        ({"steps": 20}, "began with --steps 12, not 20"),
+        ({"steps": 11}, "began with --steps 12, not 11; .*give --steps above 12 for a longer run"),
+        ({"minutes": 1.0}, r"began with --minutes 0\.0, not 1\.0; .*give --steps above 12"),
     ],
 )
 def test_resume_with_other_settings_is_refused(

@@ -162,6 +162,22 @@ def test_resuming_a_finished_run_changes_nothing(trained: tuple[Path, Any]) -> N
     assert (newest(run), rows(run)) == before
 
 
+def test_a_finished_run_says_how_it_goes_on_and_does(
+    trained: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
+    flags = ("train", "gpt", "--out", run, "--resume")
+    _, out, _ = in_process(capsys, *flags)
+    assert f"{run} has done its 40 steps; go on with --resume --steps above 40" in out
+    code, out, _ = in_process(capsys, *flags, "--steps", 50)
+    assert code == 0
+    assert "has done its" not in out
+    assert [row["step"] for row in rows(run)] == list(range(1, 51))
+    assert rows(run)[:40] == rows(trained[0])
+    assert json.loads((run / "result.json").read_text())["steps"] == 50
+
+
 def test_a_full_disk_ends_with_a_message(text_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("train", "gpt", "--data", text_file, "--steps", 5, "--out", run, *SMALL)
@@ -254,7 +270,11 @@ def test_what_cannot_be_trained_ends_with_1_and_a_message(
         (("--minutes", 1, *SMALL), "already holds a run; go on with --resume, or name another"),
         (("--resume", "--lr", 0.5), "began with --lr 0.001, not 0.5; leave --lr out"),
         (("--resume", "--dim", 32), "began with --dim 16, not 32"),
-        (("--resume", "--steps", 50), "began with --steps 40, not 50"),
+        (
+            ("--resume", "--steps", 30),
+            "began with --steps 40, not 30; leave --steps out, give --steps",
+        ),
+        (("--resume", "--minutes", 1), "not 1.0; leave --minutes out, give --steps above 40 for"),
     ],
 )
 def test_a_run_is_never_written_over(

@@ -25,7 +25,10 @@ class TrainConfig:
     precision: str = option("fp32", "fp32, or bf16: mixed precision, as mg.precision")
     device: str = option("cpu", "cpu, the one this version trains on")
     eval_every: int = option(0, "steps between held-out losses; a tenth of all unless given", 0)
-    resume: bool = option(False, "go on from the newest whole checkpoint in --out, as it began")
+    resume: bool = option(
+        False,
+        "go on from the newest whole checkpoint in --out, as it began; with more --steps, longer",
+    )
     eager: bool = option(False, "launch every step from Python, not captured; the same numbers")
     json: bool = option(False, "print the result as one JSON object")
 

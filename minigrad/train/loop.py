@@ -127,22 +127,23 @@ def steps_for(minutes: float, make: Callable[[], Task]) -> int:
     return max(1, int(minutes * 60 / float(np.mean(times))))
 
 
-# What may differ when a run goes on: none of it changes the numbers. Steps follow from minutes.
-FREE = {
-    "data", "out", "minutes", "eval_every", "resume", "eager", "json", "checkpoint_activations",
-}  # fmt: skip
+# What may differ when a run goes on: none of it changes the numbers.
+FREE = {"data", "out", "eval_every", "resume", "eager", "json", "checkpoint_activations"}
 
 
 def check_same_run(config: TrainConfig, state: dict[str, Any], run: Path) -> None:
-    """Refuses to go on with settings that differ from those the run began with."""
+    """Refuses to go on with settings that differ from those the run began with, more steps
+    aside."""
     for name, began in state["config"].items():
         value = getattr(config, name, began)
-        settled = name in FREE or (name == "steps" and value <= 0)
+        settled = name in FREE or (name == "steps" and (value <= 0 or value > began))
         if not settled and value != began:
             flag = "--" + name.replace("_", "-")
+            longer = f", give --steps above {state['config']['steps']} for a longer run"
             raise ValueError(
-                f"--resume: {run} began with {flag} {began}, not {value}; leave {flag} out, or "
-                "begin another run with another --out"
+                f"--resume: {run} began with {flag} {began}, not {value}; leave {flag} out"
+                f"{longer if name in ('steps', 'minutes') else ''}, or begin another run with "
+                "another --out"
             )
 
 
@@ -170,8 +171,11 @@ def train(
     saved = checkpoint.load_checkpoint(folder) if folder else None
     if saved:
         check_same_run(config, saved[1], run)
-        # The number of steps was settled when the run began, and schedules depend on it.
-        config = dataclasses.replace(config, steps=saved[1]["config"]["steps"])
+        # Minutes were turned into steps when the run began: schedules depend on their number.
+        steps = max(config.steps, saved[1]["config"]["steps"])
+        config = dataclasses.replace(config, steps=steps)
+        if saved[1]["step"] >= steps and not quiet:
+            print(f"{run} has done its {steps} steps; go on with --resume --steps above {steps}")
     elif config.steps <= 0:
 
         def scratch() -> Task:
