@@ -432,7 +432,9 @@ def test_take_and_scatter_along_an_axis(data: st.DataObject, level: str) -> None
 @examples(80)
 @given(data=st.data())
 def test_order_is_numpys_with_ties_kept_in_place(data: st.DataObject, level: str) -> None:
-    dtype = data.draw(st.sampled_from(("float32", "float64", "bfloat16", "int64", "uint8")))
+    dtype = data.draw(
+        st.sampled_from(("float32", "float64", "bfloat16", "int64", "uint8", "int32"))
+    )
     shape = tuple(n or 1 for n in data.draw(shapes(min_dims=1, max_dims=3)))
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))
     x = operand(data.draw(layouts(shape)), dtype, 12)

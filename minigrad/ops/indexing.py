@@ -218,8 +218,12 @@ def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tupl
 def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
     """out[i][j][k] = x[i][indices[i][j][k]][k] for axis 1, and so on (NumPy's take_along_axis)."""
     x = as_tensor(x)
-    array, axis = _checked_indices("take_along_axis", x, indices, axis)
-    positions = _positions(x.shape, lambda every: np.take_along_axis(every, array, axis))
+    return gather_along(x, *_checked_indices("take_along_axis", x, indices, axis))
+
+
+def gather_along(x: Tensor, indices: np.ndarray, axis: int) -> Tensor:
+    """`take_along_axis` by indices that are known to be good."""
+    positions = _positions(x.shape, lambda every: np.take_along_axis(every, indices, axis))
     return Gather.apply(x, positions=positions)
 
 
