@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import autograd, dispatch, dtypes, recording
+from minigrad.arguments import shown
 from minigrad.dispatch import Kernel, empty
 from minigrad.ops.creation import copied
 from minigrad.precision import active_precision
@@ -370,4 +371,6 @@ def capture(function: Callable[..., Any]) -> Captured:
     >>> [step(mg.tensor([1.0, float(t)])).item() for t in range(4)]
     [1.0, 2.75, 4.0, 4.0]
     """
+    if not callable(function):
+        raise TypeError(f"capture: expected a function, got {shown(function)}")
     return Captured(function)

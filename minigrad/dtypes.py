@@ -30,6 +30,8 @@ def as_dtype(dtype: object) -> np.dtype:
     if isinstance(dtype, np.dtype) and dtype in ALL:  # its name is slow to ask for
         return dtype
     try:
+        if dtype is None:  # which is float64 to NumPy
+            raise TypeError
         found = _BY_NAME[np.dtype(dtype).name]  # type: ignore[call-overload]
     except (TypeError, KeyError):
         raise TypeError(

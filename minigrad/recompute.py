@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.arguments import shown
 from minigrad.autograd import (
     Edge,
     Function,
@@ -124,6 +125,8 @@ def checkpoint_activations(fn: Callable[..., Any], *inputs: Tensor) -> Any:
     >>> x.grad.numpy()
     array([2.7182817, 7.389056 ], dtype=float32)
     """
+    if not callable(fn):
+        raise TypeError(f"checkpoint_activations: expected a function first, got {shown(fn)}")
     _check_tensors("input", inputs)
     if not is_grad_enabled():
         return fn(*inputs)

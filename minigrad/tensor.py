@@ -5,6 +5,7 @@ Methods and operators only name the functions of `minigrad/ops`, which carry the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad import dispatch, dtypes, recording
+from minigrad.arguments import normalize_axis, shown
 from minigrad.storage import Storage, device_away
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Tensor:
     _storage: Storage | None
     _hooks: list[Callable[[Tensor], Tensor | None]] | None
 
-    def __init__(self) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError("make tensors with mg.tensor(data), mg.zeros(shape), ...")
 
     @classmethod
@@ -264,6 +266,8 @@ class Tensor:
         What the hook returns (unless None) replaces the gradient. Returns a function that removes
         the hook.
         """
+        if not callable(hook):
+            raise TypeError(f"register_hook: expected a function, got {shown(hook)}")
         if not self.requires_grad:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
         if self._node is None:
@@ -546,7 +550,8 @@ class Tensor:
 
     def flatten(self, start_axis: int = 0) -> Tensor:
         """The axes from `start_axis` on as one."""
-        return ops.reshape(self, (*self.shape[:start_axis], -1))
+        start = normalize_axis("flatten", start_axis, max(self.ndim, 1))
+        return ops.reshape(self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def contiguous(self) -> Tensor:
         """In C order: itself where it already is, else a copy."""

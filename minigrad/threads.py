@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minigrad import dispatch
+from minigrad.arguments import integer
 
 
 def num_threads() -> int:
@@ -16,5 +17,8 @@ def num_threads() -> int:
 
 def set_num_threads(n: int) -> None:
     """Uses `n` threads from now on. Results keep the same bits at any number."""
+    n = integer("set_num_threads", "n", n)
+    if not 1 <= n <= 4096:
+        raise ValueError(f"set_num_threads: expected 1 to 4096, got {n}")
     if dispatch._core is not None:
         dispatch._core.set_num_threads(n)

@@ -210,7 +210,7 @@ def _full(
     requires_grad: bool = False,
     device: str | None = None,
 ) -> Tensor:
-    wanted = dtypes.float32 if dtype is None else dtypes.as_dtype(dtype)
+    wanted = _new_dtype(op, shape, dtype)
     value = fill_value(op, value, wanted)
     out = empty(new_shape(op, shape), wanted)
     if isinstance(value, int) and abs(value) > 2**53:  # more than the kernel's double has
@@ -219,6 +219,14 @@ def _full(
         launch("fill", out, float(value))
     tensor = Tensor._wrap(out) if device is None else Tensor._placed(out, device)
     return tensor.requires_grad_() if requires_grad else tensor
+
+
+def _new_dtype(op: str, shape: Shape, dtype: Any) -> np.dtype:
+    if isinstance(dtype, int):  # zeros(2, 3), as other libraries have it
+        raise TypeError(
+            f"{op}: {dtype} is no dtype; several dimensions are one tuple, ({shape}, {dtype})"
+        )
+    return dtypes.float32 if dtype is None else dtypes.as_dtype(dtype)
 
 
 def fill_value(op: str, value: float, dtype: np.dtype) -> float:
@@ -367,7 +375,7 @@ def randn(shape: Shape, dtype: Any = None, generator: Generator | None = None) -
 
 
 def _random(op: str, kernel: str, shape: Shape, dtype: Any, generator: Generator | None) -> Tensor:
-    wanted = dtypes.float32 if dtype is None else dtypes.as_dtype(dtype)
+    wanted = _new_dtype(op, shape, dtype)
     drawn = dtypes.float64 if wanted == dtypes.float64 else dtypes.float32
     out = empty(new_shape(op, shape), drawn)
     launch(kernel, out, next_cell(op, generator))

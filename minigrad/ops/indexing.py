@@ -80,8 +80,8 @@ def _array_of(part: list[Any]) -> np.ndarray:
 def _look_up(array: np.ndarray, index: tuple[Any, ...]) -> np.ndarray:
     try:
         found = array[index]
-    except IndexError as error:
-        raise IndexError(f"index: {error} (shape {array.shape})") from None
+    except (IndexError, ValueError) as error:
+        raise type(error)(f"index: {error} (shape {array.shape})") from None
     return found if isinstance(found, np.ndarray) else np.asarray(found, dtype=array.dtype)
 
 
@@ -196,8 +196,10 @@ def _put_view(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> N
 def _put_elements(index: tuple[Any, ...], array: np.ndarray, value: np.ndarray) -> None:
     try:
         launch_numpy("set_item", np.ndarray.__setitem__, array, index, value)
-    except (IndexError, ValueError) as error:
-        raise type(error)(f"x[...] =: a value does not fit: {error}") from None
+    except IndexError as error:
+        raise IndexError(f"index: {error} (shape {array.shape})") from None
+    except ValueError as error:
+        raise ValueError(f"x[...] =: a value does not fit: {error}") from None
 
 
 def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tuple[np.ndarray, int]:
