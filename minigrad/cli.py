@@ -192,9 +192,9 @@ def _sample(args: argparse.Namespace) -> int:
         if shown:
             print(tokenizer.decode(token), end="", flush=True)
 
+    generator = Generator(args.seed)
     if shown:
         print(args.prompt, end="", flush=True)
-    generator = Generator(args.seed)
     rows = model.generate(
         prompts, args.tokens, args.temperature, args.top_k, args.top_p, generator, show
     )
@@ -224,6 +224,8 @@ def _ptx(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    if getattr(args, "runs", 1) < 1:
+        raise ValueError(f"--runs: expected at least 1, got {args.runs}")
     if args.subject == "emulator":
         from minigrad.bench.emulator import run_emulator
 

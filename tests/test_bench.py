@@ -202,6 +202,8 @@ def test_bench_of_a_shape_that_does_not_fit(
         (("step", "--size", "mlp-sgd", "--precision", "bf16"), "mlp-sgd is timed in fp32 only"),
         (("kernel", "add", "--peer", "uncaptured", "--peer-precision", "bf16"),
          "--precision bf16: add is timed in fp32 only"),
+        (("first", "--runs", 0), "--runs: expected at least 1, got 0"),
+        (("emulator", "--runs", -1), "--runs: expected at least 1, got -1"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_told(

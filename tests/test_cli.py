@@ -386,6 +386,8 @@ def test_samples_come_from_the_run(
         (("--top-k", 0), "generate: top_k must be at least 1, got 0"),
         (("--top-p", 1.5), "expected top_p in (0, 1], got 1.5"),
         (("--tokens", -1), "generate: n_tokens must be at least 0, got -1"),
+        (("--temperature", "nan"), "generate: temperature must be at least 0, got nan"),
+        (("--seed", -1), "Generator: expected a seed in [0, 2^64), got -1"),
         (("--samples", 0), "--samples: expected at least 1, got 0"),
     ],
 )

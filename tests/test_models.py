@@ -231,6 +231,7 @@ def test_generation_gives_its_memory_back_at_once() -> None:
         ({"prompt": [[1], [-1]]}, "token -1 is outside the vocabulary"),
         ({"n_tokens": -1}, "n_tokens must be at least 0, got -1"),
         ({"n_tokens": 1.5}, r"n_tokens must be an integer, got 1\.5"),
+        ({"n_tokens": 2**44}, "^generate: "),
         ({"temperature": -1.0}, r"temperature must be at least 0, got -1\.0"),
         ({"temperature": math.nan}, "temperature must be at least 0, got nan"),
         ({"temperature": None}, "temperature must be a number, got None"),
@@ -242,7 +243,7 @@ def test_generation_gives_its_memory_back_at_once() -> None:
     ],
 )
 def test_generation_refuses(options: dict[str, Any], message: str) -> None:
-    with pytest.raises((IndexError, TypeError, ValueError), match=message):
+    with pytest.raises((IndexError, MemoryError, TypeError, ValueError), match=message):
         GPT(CONFIG).generate(**({"prompt": tokens(1), "n_tokens": 1} | options))
 
 

@@ -179,7 +179,10 @@ class GPT(nn.Module):
             raise ValueError(f"generate: expected top_p in (0, 1], got {top_p}")
         rows = prompt.reshape(-1, prompt.shape[-1])
         begin, end = rows.shape[1], rows.shape[1] + n_tokens
-        tokens = np.empty((len(rows), end), np.int64)
+        try:
+            tokens = np.empty((len(rows), end), np.int64)
+        except MemoryError as error:
+            raise MemoryError(f"generate: {error}") from None
         tokens[:, :begin] = rows
         generator = Generator(0) if generator is None else generator
         was_training = self.training
