@@ -1,6 +1,6 @@
-// Rows of a table by index, their gradient, and scatter-add. Contributions to one element are added
-// in the order of the indices whatever the threads do: work is split by columns (or by output
-// range), not by index.
+// Rows of a table by index, their gradient; elements by position, and scatter-add. Contributions to
+// one element are added in the order of the indices whatever the threads do: work is split by
+// columns (or by output range), not by index.
 #include "indices.h"
 #include "rows.h"
 #include "strided.h"
@@ -10,7 +10,7 @@ namespace mg {
 // weight (V, C), indices (…), out (…, C) contiguous
 void embedding_fwd(const Array& weight, const Array& indices, const Array& out) {
     int64_t n_cols = weight.shape[1], n = indices.size(), bytes = itemsize(weight.dtype);
-    if (!out.contiguous() || weight.strides[1] != 1)
+    if (!out.contiguous() || (n_cols > 1 && weight.strides[1] != 1))
         throw std::invalid_argument("embedding_fwd: expected contiguous rows");
     for_indices("embedding_fwd", indices, [&](auto* index) {
         parallel_chunks(n, rows_per_task(n_cols), [&](int64_t begin, int64_t end) {
@@ -58,6 +58,24 @@ void embedding_bwd(const Array& g, const Array& indices, const Array& dweight) {
                         });
                 }
             });
+        });
+    });
+}
+
+// out[i] = x[positions[i]]; all flat and contiguous.
+void gather(const Array& x, const Array& positions, const Array& out) {
+    if (positions.dtype != DType::i64 || !positions.contiguous() || !x.contiguous() ||
+        !out.contiguous() || x.dtype != out.dtype || positions.size() != out.size())
+        throw std::invalid_argument(
+            "gather: expected contiguous int64 positions, and an output of their number and of x's "
+            "dtype");
+    const int64_t* at = positions.ptr<int64_t>();
+    for_dtype(out.dtype, [&](auto type) {
+        using T = decltype(type);
+        const T* from = x.ptr<T>();
+        T* to = out.ptr<T>();
+        parallel_chunks(out.size(), kTaskElements / 4, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) to[i] = from[at[i]];
         });
     });
 }

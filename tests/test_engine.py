@@ -114,7 +114,6 @@ def test_profile_shows_what_numpy_does() -> None:
         "numpy:matmul": 2,
         "numpy:topk": 1,
         "numpy:positions": 2,
-        "numpy:take": 2,
         "numpy:set_item": 1,
     }
     assert p.rows["numpy:matmul"].operations == 2 * 2 * 4**3

@@ -1,9 +1,9 @@
 """Indexing of every NumPy kind, with gradients; and scatter-add, its transpose.
 
 Reading is NumPy's own indexing (a view for slices, a copy for arrays). The gradient of a slice is
-written into zeros; that of an array index goes through the positions the index stands for, found by
-indexing an array of positions with it, and the kernel `scatter_add`, which adds repeated positions
-in order.
+written into zeros. An array of integers takes rows, as an embedding does; every other index goes
+through the positions that it stands for, found by indexing those along each axis with it, and the
+kernels `gather` and `scatter_add`, which adds repeated positions in order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from minigrad.arguments import integer, normalize_axis, shown
 from minigrad.autograd import Function, Node
 from minigrad.cost import Cost, nbytes
 from minigrad.dispatch import empty, launch, launch_numpy
-from minigrad.ops.creation import as_tensor, cast, copied, copy_fitting
+from minigrad.ops.creation import as_tensor, cast, contiguous, copied, copy_fitting
+from minigrad.ops.embedding import Embedding
 from minigrad.tensor import Tensor, TensorLike
 
 __all__ = ["get_item", "scatter_add", "set_item", "take_along_axis"]
@@ -32,13 +33,17 @@ def _scatter_add_ref(positions: np.ndarray, values: np.ndarray, out: np.ndarray)
     out[...] = total.astype(out.dtype)
 
 
-REFERENCE = {"scatter_add": _scatter_add_ref}
+def _gather_ref(x: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
+    out[...] = x[positions]
+
+
+REFERENCE = {"gather": _gather_ref, "scatter_add": _scatter_add_ref}
 COST = {
+    "gather": lambda x, positions, out: Cost(nbytes(positions, out, out), 0),
     "scatter_add": lambda positions, values, out: Cost(
         nbytes(positions, values) * 2 + nbytes(values), values.size
     ),
-    "numpy:take": lambda x, positions, out: Cost(nbytes(positions, out, out), 0),
-    "numpy:positions": lambda shape: Cost(8 * math.prod(shape), 0),
+    "numpy:positions": lambda shape: Cost(0, 0),
     "numpy:set_item": lambda x, index, value: Cost(nbytes(value) * 2, 0),
 }
 
@@ -77,11 +82,14 @@ def _array_of(part: list[Any]) -> np.ndarray:
         raise IndexError(f"index: {shown(part)} is not a regular array of integers") from None
 
 
-def _look_up(array: np.ndarray, index: tuple[Any, ...]) -> np.ndarray:
+def _look_up(
+    array: np.ndarray, index: tuple[Any, ...], shape: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """array[index]; `shape` is the tensor's, if the array is another."""
     try:
         found = array[index]
     except (IndexError, ValueError) as error:
-        raise type(error)(f"index: {error} (shape {array.shape})") from None
+        raise type(error)(f"index: {error} (shape {shape or array.shape})") from None
     return found if isinstance(found, np.ndarray) else np.asarray(found, dtype=array.dtype)
 
 
@@ -116,10 +124,6 @@ class PutView(Function):
         return GetView.apply(g, index=ctx.index)
 
 
-def _take(x: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
-    np.take(x.reshape(-1), positions, out=out, mode="clip")
-
-
 class Gather(Function):
     """x's elements at flat positions (any shape)."""
 
@@ -127,7 +131,8 @@ class Gather(Function):
     def forward(ctx: Node, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         ctx.shape, ctx.positions = x.shape, positions
         out = empty(positions.shape, x.dtype)
-        launch_numpy("take", _take, x, positions, out)
+        source = x if x.flags.c_contiguous else copied(x)
+        launch("gather", source.reshape(-1), positions.reshape(-1), out.reshape(-1))
         return out
 
     @staticmethod
@@ -154,8 +159,9 @@ class Scatter(Function):
         return Gather.apply(g, positions=ctx.positions)
 
 
-def _positions(shape: tuple[int, ...], pick: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The flat positions that `pick` takes out of an array of this shape."""
+def _positions(shape: tuple[int, ...], pick: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """Flat positions in an array of this shape: the sum over the axes of pick(axis, how far apart
+    the elements along it lie)."""
     recording.refuse(
         "an index of arrays or tensors",
         "use mg.embedding for the rows of a table, mg.where for a choice, or slices",
@@ -163,11 +169,41 @@ def _positions(shape: tuple[int, ...], pick: Callable[[np.ndarray], np.ndarray])
     found: list[np.ndarray] = []
 
     def run(shape: tuple[int, ...]) -> None:
-        every = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
-        found.append(np.ascontiguousarray(pick(every)))
+        steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        total = sum(pick(axis, step) for axis, step in enumerate(steps))
+        found.append(np.ascontiguousarray(total, dtype=np.int64))
 
     launch_numpy("positions", run, shape)
     return found[0]
+
+
+def _picked(x: Tensor, index: tuple[Any, ...]) -> np.ndarray:
+    """The flat positions of x[index]. An array of all positions would be as large as x; along one
+    axis they are a view that repeats."""
+
+    def pick(axis: int, step: int) -> np.ndarray:
+        along = (np.arange(x.shape[axis]) * step).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        return _look_up(np.broadcast_to(along, x.shape), index)
+
+    return _positions(x.shape, pick)
+
+
+def _along(x: Tensor, indices: np.ndarray, axis: int) -> np.ndarray:
+    """The flat positions of `indices` along an axis, and of every place along the others."""
+
+    def pick(at: int, step: int) -> np.ndarray:
+        if at == axis:
+            return indices * step
+        return (np.arange(x.shape[at]) * step).reshape(-1, *(1,) * (x.ndim - at - 1))
+
+    return _positions(x.shape, pick)
+
+
+def _rows(x: Tensor, wanted: np.ndarray) -> Tensor:
+    """x[wanted] for integers: whole rows, as of a table."""
+    rows = _positions(x.shape[:1], lambda *_: _look_up(np.arange(len(x)), (wanted,), x.shape))
+    table = contiguous(x).reshape(len(x), -1)
+    return Embedding.apply(table, as_tensor(rows)).reshape(*wanted.shape, *x.shape[1:])
 
 
 def get_item(x: TensorLike, index: Any) -> Tensor:
@@ -175,7 +211,11 @@ def get_item(x: TensorLike, index: Any) -> Tensor:
     x, plain = as_tensor(x), _plain(index)
     if _is_basic(plain):
         return GetView.apply(x, index=plain)
-    return Gather.apply(x, positions=_positions(x.shape, lambda every: _look_up(every, plain)))
+    first, *others = plain
+    integers = isinstance(first, np.ndarray) and first.dtype.kind in "iu"
+    if integers and not others and x.ndim > 1 and x.size and first.size:
+        return _rows(x, first)
+    return Gather.apply(x, positions=_picked(x, plain))
 
 
 def set_item(x: Tensor, index: Any, value: TensorLike) -> None:
@@ -225,8 +265,7 @@ def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
 
 def gather_along(x: Tensor, indices: np.ndarray, axis: int) -> Tensor:
     """`take_along_axis` by indices that are known to be good."""
-    positions = _positions(x.shape, lambda every: np.take_along_axis(every, indices, axis))
-    return Gather.apply(x, positions=positions)
+    return Gather.apply(x, positions=_along(x, indices, axis))
 
 
 class ScatterAdd(Function):
@@ -258,5 +297,4 @@ def scatter_add(x: TensorLike, indices: TensorLike, values: TensorLike, axis: in
         raise ValueError(
             f"scatter_add: indices {array.shape} and x {x.shape} differ outside axis {axis}"
         )
-    positions = _positions(x.shape, lambda every: np.take_along_axis(every, array, axis))
-    return ScatterAdd.apply(x, added, positions=positions)
+    return ScatterAdd.apply(x, added, positions=_along(x, array, axis))
