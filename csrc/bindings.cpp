@@ -56,6 +56,7 @@ static std::vector<Kernel> list_kernels() {
     KERNEL(argmax, (A x, A out, int64_t axis));
     KERNEL(argmin, (A x, A out, int64_t axis));
     KERNEL(cumsum, (A x, A out, int64_t axis));
+    KERNEL(positions_along, (A indices, A out, int64_t n));
     KERNEL(gather, (A x, A positions, A out));
     KERNEL(scatter_add, (A positions, A values, A out));
 

@@ -1,6 +1,8 @@
 // Rows of a table by index, their gradient; elements by position, and scatter-add. Contributions to
 // one element are added in the order of the indices whatever the threads do: work is split by
 // columns (or by output range), not by index.
+#include <atomic>
+
 #include "indices.h"
 #include "rows.h"
 #include "strided.h"
@@ -60,6 +62,36 @@ void embedding_bwd(const Array& g, const Array& indices, const Array& dweight) {
             });
         });
     });
+}
+
+// The flat positions of x[i][indices[i][j][k]][k] in an x of n along its middle axis; indices and
+// out (I, J, K) contiguous. Throws std::out_of_range for an index outside of [-n, n).
+void positions_along(const Array& indices, const Array& out, int64_t n) {
+    if (indices.ndim != 3 || out.dtype != DType::i64 || !out.contiguous() ||
+        out.size() != indices.size())
+        throw std::invalid_argument("positions_along: expected (I, J, K), and as many int64");
+    int64_t middle = indices.shape[1], inner = indices.shape[2];
+    std::atomic<bool> outside{false};
+    for_indices("positions_along", indices, [&](auto* index) {
+        auto some = [&](int64_t begin, int64_t end) {
+            bool bad = false;
+            for (int64_t row = begin; row < end; row++) {
+                const auto* from = index + row * inner;
+                int64_t* to = out.ptr<int64_t>() + row * inner;
+                int64_t first = row / middle * n;
+                for (int64_t k = 0; k < inner; k++) {
+                    auto at = static_cast<int64_t>(from[k]);
+                    bad |= (at < -n) | (at >= n);
+                    to[k] = (first + at + (at < 0 ? n : 0)) * inner + k;
+                }
+            }
+            if (bad) outside = true;
+        };
+        parallel_chunks(indices.shape[0] * middle, rows_per_task(inner), some);
+    });
+    if (outside)
+        throw std::out_of_range("positions_along: an index is outside [-" + std::to_string(n) +
+                                ", " + std::to_string(n) + ")");
 }
 
 // out[i] = x[positions[i]]; all flat and contiguous.

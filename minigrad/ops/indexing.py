@@ -37,9 +37,22 @@ def _gather_ref(x: np.ndarray, positions: np.ndarray, out: np.ndarray) -> None:
     out[...] = x[positions]
 
 
-REFERENCE = {"gather": _gather_ref, "scatter_add": _scatter_add_ref}
+def _positions_along_ref(indices: np.ndarray, out: np.ndarray, n: int) -> None:
+    if indices.size and not (-n <= indices.min() and indices.max() < n):
+        raise IndexError(f"positions_along: an index is outside [-{n}, {n})")
+    outer, _, inner = indices.shape
+    wanted = np.where(indices < 0, indices + n, indices)
+    out[...] = (np.arange(outer)[:, None, None] * n + wanted) * inner + np.arange(inner)
+
+
+REFERENCE = {
+    "gather": _gather_ref,
+    "positions_along": _positions_along_ref,
+    "scatter_add": _scatter_add_ref,
+}
 COST = {
     "gather": lambda x, positions, out: Cost(nbytes(positions, out, out), 0),
+    "positions_along": lambda indices, out, n: Cost(nbytes(indices, out), 0),
     "scatter_add": lambda positions, values, out: Cost(
         nbytes(positions, values) * 2 + nbytes(values), values.size
     ),
@@ -159,13 +172,17 @@ class Scatter(Function):
         return Gather.apply(g, positions=ctx.positions)
 
 
-def _positions(shape: tuple[int, ...], pick: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """Flat positions in an array of this shape: the sum over the axes of pick(axis, how far apart
-    the elements along it lie)."""
+def _refuse_recording() -> None:
     recording.refuse(
         "an index of arrays or tensors",
         "use mg.embedding for the rows of a table, mg.where for a choice, or slices",
     )
+
+
+def _positions(shape: tuple[int, ...], pick: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """Flat positions in an array of this shape: the sum over the axes of pick(axis, how far apart
+    the elements along it lie)."""
+    _refuse_recording()
     found: list[np.ndarray] = []
 
     def run(shape: tuple[int, ...]) -> None:
@@ -184,17 +201,6 @@ def _picked(x: Tensor, index: tuple[Any, ...]) -> np.ndarray:
     def pick(axis: int, step: int) -> np.ndarray:
         along = (np.arange(x.shape[axis]) * step).reshape(-1, *(1,) * (x.ndim - axis - 1))
         return _look_up(np.broadcast_to(along, x.shape), index)
-
-    return _positions(x.shape, pick)
-
-
-def _along(x: Tensor, indices: np.ndarray, axis: int) -> np.ndarray:
-    """The flat positions of `indices` along an axis, and of every place along the others."""
-
-    def pick(at: int, step: int) -> np.ndarray:
-        if at == axis:
-            return indices * step
-        return (np.arange(x.shape[at]) * step).reshape(-1, *(1,) * (x.ndim - at - 1))
 
     return _positions(x.shape, pick)
 
@@ -248,24 +254,44 @@ def _checked_indices(op: str, x: Tensor, indices: TensorLike, axis: int) -> tupl
         raise TypeError(f"{op}: indices must be integers, got {wanted.dtype.name}")
     if wanted.ndim != x.ndim:
         raise ValueError(f"{op}: indices of shape {wanted.shape} need the rank of {x.shape}")
-    axis = normalize_axis(op, axis, x.ndim)
-    array = wanted._array.astype(np.int64)
-    n = x.shape[axis]
-    if array.size and not (-n <= array.min() and array.max() < n):
-        bad = array[(array < -n) | (array >= n)][0]
-        raise IndexError(f"{op}: index {bad} is out of range for axis {axis} of length {n}")
-    return np.where(array < 0, array + n, array), axis
+    return wanted._array, normalize_axis(op, axis, x.ndim)
+
+
+def _along(op: str, x: Tensor, indices: np.ndarray, axis: int) -> np.ndarray:
+    """The flat positions in x of indices along an axis, and of every place along the others."""
+    _refuse_recording()
+    n, others = x.shape[axis], (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    try:
+        shape = np.broadcast_shapes(indices.shape, others)
+        fits = shape[:axis] + shape[axis + 1 :] == others[:axis] + others[axis + 1 :]
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{op}: indices {indices.shape} do not broadcast to {x.shape} outside axis {axis}"
+        )
+    middle = (math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :]))
+    wanted = np.ascontiguousarray(np.broadcast_to(indices, shape), dtype=np.int64)
+    out = empty(shape, dtypes.int64)
+    try:
+        launch("positions_along", wanted.reshape(middle), out.reshape(middle), n)
+    except IndexError:
+        bad = indices[(indices < -n) | (indices >= n)][0]
+        raise IndexError(
+            f"{op}: index {bad} is out of range for axis {axis} of length {n}"
+        ) from None
+    return out
 
 
 def take_along_axis(x: TensorLike, indices: TensorLike, axis: int) -> Tensor:
     """out[i][j][k] = x[i][indices[i][j][k]][k] for axis 1, and so on (NumPy's take_along_axis)."""
-    x = as_tensor(x)
-    return gather_along(x, *_checked_indices("take_along_axis", x, indices, axis))
+    x, op = as_tensor(x), "take_along_axis"
+    return gather_along(op, x, *_checked_indices(op, x, indices, axis))
 
 
-def gather_along(x: Tensor, indices: np.ndarray, axis: int) -> Tensor:
-    """`take_along_axis` by indices that are known to be good."""
-    return Gather.apply(x, positions=_along(x, indices, axis))
+def gather_along(op: str, x: Tensor, indices: np.ndarray, axis: int) -> Tensor:
+    """`take_along_axis`, for another operation."""
+    return Gather.apply(x, positions=_along(op, x, indices, axis))
 
 
 class ScatterAdd(Function):
@@ -297,4 +323,4 @@ def scatter_add(x: TensorLike, indices: TensorLike, values: TensorLike, axis: in
         raise ValueError(
             f"scatter_add: indices {array.shape} and x {x.shape} differ outside axis {axis}"
         )
-    return ScatterAdd.apply(x, added, positions=_along(x, array, axis))
+    return ScatterAdd.apply(x, added, positions=_along("scatter_add", x, array, axis))

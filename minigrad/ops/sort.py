@@ -93,7 +93,7 @@ def sort(x: TensorLike, axis: int = -1, descending: bool = False) -> Tensor:
     """x in order along `axis`, NaN last in both directions."""
     x = as_tensor(x)
     axis = normalize_axis("sort", axis, x.ndim)
-    return gather_along(x, argsort(x, axis, descending)._array, axis)
+    return gather_along("sort", x, argsort(x, axis, descending)._array, axis)
 
 
 def topk(x: TensorLike, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
@@ -106,4 +106,4 @@ def topk(x: TensorLike, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
         raise ValueError(f"topk: k={k} is out of range for axis {axis} of length {x.shape[axis]}")
     order = empty((*x.shape[:axis], k, *x.shape[axis + 1 :]), dtypes.int64)
     launch_numpy("topk", _topk, x._array, order, axis)
-    return gather_along(x, order, axis), Tensor._placed(order, x.device)
+    return gather_along("topk", x, order, axis), Tensor._placed(order, x.device)
