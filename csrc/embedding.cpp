@@ -75,15 +75,19 @@ void positions_along(const Array& indices, const Array& out, int64_t n) {
     for_indices("positions_along", indices, [&](auto* index) {
         auto some = [&](int64_t begin, int64_t end) {
             bool bad = false;
-            for (int64_t row = begin; row < end; row++) {
+            // n elements of one row, or of as many rows of one each.
+            auto find = [&](int64_t row, int64_t count, int64_t k_step) {
                 const auto* from = index + row * inner;
-                int64_t* to = out.ptr<int64_t>() + row * inner;
-                int64_t first = row / middle * n;
-                for (int64_t k = 0; k < inner; k++) {
-                    auto at = static_cast<int64_t>(from[k]);
+                int64_t *to = out.ptr<int64_t>() + row * inner, first = row / middle * n;
+                for (int64_t i = 0; i < count; i++) {
+                    auto at = static_cast<int64_t>(from[i]);
                     bad |= (at < -n) | (at >= n);
-                    to[k] = (first + at + (at < 0 ? n : 0)) * inner + k;
+                    to[i] = (first + at + (at < 0 ? n : 0)) * inner + i * k_step;
                 }
+            };
+            for (int64_t row = begin, rows; row < end; row += rows) {
+                rows = inner == 1 ? std::min(end, (row / middle + 1) * middle) - row : 1;
+                find(row, inner == 1 ? rows : inner, inner == 1 ? 0 : 1);
             }
             if (bad) outside = true;
         };
