@@ -151,6 +151,9 @@ static void copy_same(const Strided<2>& s) {
         if (step[0] == size && step[1] == size) {
             return copy_bytes(p[0], p[1], n * size);
         }
+        if (step[0] == 0 && step[1] == size)
+            return (void)std::fill_n(reinterpret_cast<T*>(p[1]), n,
+                                     *reinterpret_cast<const T*>(p[0]));
         for (int64_t i = 0; i < n; i++)
             *reinterpret_cast<T*>(p[1] + i * step[1]) =
                 *reinterpret_cast<const T*>(p[0] + i * step[0]);
