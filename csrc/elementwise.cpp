@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "power.h"
 #include "strided.h"
 #include "vmath.h"
 

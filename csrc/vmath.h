@@ -414,17 +414,7 @@ MG_INLINE vf cos(vf x) {
 MG_INLINE double sin(double x) { return std::sin(x); }
 MG_INLINE double cos(double x) { return std::cos(x); }
 
-// ---- powers, lane by lane in double: right in every special case, and rare ----
-
-inline vf pow(vf a, vf b) {
-    vf y;
-    for (int i = 0; i < VL; i++)
-        y[i] = static_cast<float>(std::pow(static_cast<double>(a[i]), static_cast<double>(b[i])));
-    return y;
-}
-MG_INLINE double pow(double a, double b) { return std::pow(a, b); }
-
-// ---- floor division, as Python and NumPy have it: lane by lane in double, like powers ----
+// ---- floor division, as Python and NumPy have it: lane by lane in double ----
 
 struct FloorDivision {
     double quotient, remainder;
