@@ -507,6 +507,16 @@ def test_max_shares_ties_and_norm_at_zero() -> None:
 
 ONES = mg.ones((2, 3))
 BAD_INPUT = [
+    (lambda: mg.clip(mg.ones((2,)), "a"), TypeError, "clip: low must be a number, got 'a'"),
+    (lambda: mg.optim.SGD(3, 0.1), TypeError, "SGD: expected a list of parameters, got 3"),
+    (lambda: mg.optim.SGD([3], 0.1), TypeError, "SGD: parameters must be tensors, got 3"),
+    (
+        lambda: mg.optim.AdamW([mg.ones((2,), requires_grad=True)], lr="a"),
+        TypeError,
+        "AdamW: lr must be a number, got 'a'",
+    ),
+    (lambda: mg.grad(mg.ones(()), 3), TypeError, "grad: input 0 must be a tensor, got 3"),
+    (lambda: mg.grad(3, mg.ones(())), TypeError, "grad: output 0 must be a tensor, got 3"),
     (
         lambda: mg.ones((2, 3)) @ mg.ones((2, 3)),
         ValueError,

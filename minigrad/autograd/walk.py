@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from minigrad import dispatch, ops
+from minigrad.arguments import shown
 from minigrad.autograd import modes
 from minigrad.autograd.modes import check_finite, mode
 from minigrad.autograd.tape import Edge, Node, edge_of
@@ -80,6 +81,10 @@ def grad(
         seeds = [grad_outputs]  # type: ignore[list-item]
     if len(seeds) != len(outs):
         raise ValueError(f"grad: {len(outs)} outputs but {len(seeds)} grad_outputs")
+    for what, tensors in (("output", outs), ("input", ins)):
+        for i, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"grad: {what} {i} must be a tensor, got {shown(tensor)}")
     for i, tensor in enumerate(ins):
         if not tensor.requires_grad:
             raise RuntimeError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import dispatch, dtypes
+from minigrad.arguments import number
 from minigrad.autograd import Function, Node
 from minigrad.dispatch import empty, launch, launch_made
 from minigrad.ops.creation import as_tensor, cast
@@ -188,8 +189,8 @@ class Clip(Function):
 def clip(x: TensorLike, low: float | None = None, high: float | None = None) -> Tensor:
     """x limited to [low, high]; a bound of None is open. The gradient passes inside, bounds
     included."""
-    lowest = -math.inf if low is None else float(low)
-    highest = math.inf if high is None else float(high)
+    lowest = -math.inf if low is None else float(number("clip", "low", low))
+    highest = math.inf if high is None else float(number("clip", "high", high))
     if lowest > highest:
         raise ValueError(f"clip: low {low} is above high {high}")
     return Clip.apply(as_tensor(x), low=lowest, high=highest)

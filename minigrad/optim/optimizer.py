@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import dispatch, dtypes, recording
+from minigrad.arguments import number, shown
 from minigrad.dispatch import empty, launch
 from minigrad.ops.creation import copied
 from minigrad.ops.linear_bf16 import PackedCopy, current_copies
@@ -36,20 +37,26 @@ class Optimizer:
     slots = 0  # moments a parameter
 
     def __init__(self, params: Iterable[Any], **defaults: Any) -> None:
+        name = type(self).__name__
         if isinstance(params, Tensor):
-            raise TypeError(f"{type(self).__name__}: expected a list of parameters; write [p]")
-        listed = list(params)
+            raise TypeError(f"{name}: expected a list of parameters; write [p]")
+        try:
+            listed = list(params)
+        except TypeError:
+            raise TypeError(f"{name}: expected a list of parameters, got {shown(params)}") from None
         if not listed:
-            raise ValueError(f"{type(self).__name__}: no parameters to optimize")
+            raise ValueError(f"{name}: no parameters to optimize")
         groups = listed if isinstance(listed[0], dict) else [{"params": listed}]
         self.groups: list[dict[str, Any]] = [defaults | group for group in groups]
         for group in self.groups:
             self._check_settings(group)
             group["params"] = list(group["params"])
             for p in group["params"]:
+                if not isinstance(p, Tensor):
+                    raise TypeError(f"{name}: parameters must be tensors, got {shown(p)}")
                 if not p.is_leaf or p.dtype not in (dtypes.float32, dtypes.float64):
                     raise TypeError(
-                        f"{type(self).__name__}: parameters must be float32 or float64 leaves, got "
+                        f"{name}: parameters must be float32 or float64 leaves, got "
                         f"{p.dtype.name} {p.shape}"
                     )
         self.steps = 0
@@ -59,11 +66,11 @@ class Optimizer:
     def _check_settings(self, group: dict[str, Any]) -> None:
         name = type(self).__name__
         for setting in ("lr", "eps", "weight_decay"):
-            value = group.get(setting, 0.0)
+            value = number(name, setting, group.get(setting, 0.0))
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}: {setting} {value}: expected a number of at least 0")
         for beta in group.get("betas", ()):
-            if not 0 <= beta < 1:
+            if not 0 <= number(name, "betas", beta) < 1:
                 raise ValueError(f"{name}: betas {group['betas']}: expected numbers in [0, 1)")
 
     @property
