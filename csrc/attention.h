@@ -29,8 +29,8 @@ struct Stairs {
     int64_t seen(int64_t i) const { return std::clamp<int64_t>(i + offset, 0, m); }
 };
 
-// e^x for x <= 8, within 2 ULP while |x| is small; 0 below -87.7, NaN stays NaN. Two
-// thirds of the operations of exp_nonpositive, in powers of two.
+// e^x for x <= 8, within 2 ULP while |x| is small; 0 below -87.7, NaN stays NaN. Two thirds
+// of the operations of exp_nonpositive, in powers of two.
 MG_INLINE vf weight_of(vf x) {
     // Adding 1.5 * 2^23 rounds to the integer n; with it, the exponent's bias: n + 127, in the low
     // bits of the sum, are 2^n's exponent, 0 for n = -127.

@@ -121,7 +121,7 @@ RowsAhead asked_by(const Task& task, const Task* next, const AttentionOptions& o
         const Part& y = *next->part;
         for (const Array* a : {&y.v, &y.k})
             ahead.add(head_of<T>(*a, next->b, next->kv, 0), a->strides[2], y.s.n_keys, s.dim);
-        ask_for_queries<T>(y, next->b, next->kv * s.group(), 0, ahead);
+        ask_for_queries<T>(y, next->b, next->kv * y.s.group(), 0, ahead);
     }
     int64_t met = 0;  // tiles of keys
     for (int64_t i0 = 0; i0 < s.n_queries; i0 += kQueries) {
